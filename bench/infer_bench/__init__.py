@@ -1,0 +1,1 @@
+"""Benchmark runner over every installed architecture plugin."""

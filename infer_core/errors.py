@@ -1,0 +1,40 @@
+"""Errors a user or a plugin author can cause.
+
+Each message says what was got, what was expected and what to do.
+"""
+
+
+class InferError(Exception):
+    """Base of every error the command line shows as one message instead of a traceback."""
+
+
+class UnknownArchitecture(InferError):
+    """No usable plugin serves the architecture of a config.json."""
+
+
+class AmbiguousArchitecture(InferError):
+    """Two plugins claim one architecture and `INFER_PREFER` does not say which to take."""
+
+
+class PluginError(InferError):
+    """A plugin could not be loaded; carries the mending command."""
+
+
+class PluginContractError(PluginError):
+    """A hook returned something other than the contract says."""
+
+
+class ConfigError(InferError):
+    """A config.json is missing, malformed, or holds a field the plugin does not handle."""
+
+
+class WeightError(InferError):
+    """A checkpoint's tensors do not fill the model's parameters exactly."""
+
+
+class ModelNotFound(InferError):
+    """A model argument is neither a checkpoint folder nor an installed reference model."""
+
+
+class RequestError(InferError):
+    """A request cannot be served: empty prompt, context overflow, bad sampling values."""

@@ -1,0 +1,1 @@
+"""Shared Triton kernels, one file each, with the plain-torch reference beside the kernel."""
