@@ -1,0 +1,375 @@
+"""Prefill once, decode many: one model on one device, one request at a time."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+
+from infer_core.decoder import Decoder
+from infer_core.errors import RequestError
+from infer_core.kv_cache import KVCache
+from infer_core.model_source import ResolvedModel, resolve_model
+from infer_core.ops import ops_for
+from infer_core.plugins import PluginRegistry, load_registry
+from infer_core.sampling import Sampler
+from infer_core.sampling_params import SamplingParams
+from infer_core.specs import DType, ModelSpec
+from infer_core.weights import dummy_weights, load_checkpoint
+
+# Longer prompts run in pieces of this many tokens, which bounds the activations' memory.
+PREFILL_CHUNK = 2048
+# Steps the host may be ahead of the token it waits for, when it must look at tokens at all.
+RUN_AHEAD = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One finished request; times in milliseconds or seconds as named.
+
+    `step_ms` holds one entry a decode step, so one fewer than `tokens` (the prefill gives the
+    first token); on CUDA they are device times. `warm_up_s` is what this call spent on
+    compiling and capturing before the request could start, 0 once the engine is warm.
+    """
+
+    tokens: list[int]
+    finish_reason: Literal["length", "eos"]
+    ttft_ms: float
+    step_ms: list[float]
+    decode_s: float
+    e2e_s: float
+    kv_cache_bytes: int
+    warm_up_s: float
+
+
+class Engine:
+    """A loaded model that turns prompt ids into new ids."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        parameters: dict[str, torch.Tensor],
+        *,
+        weights_kind: Literal["checkpoint", "dummy"] = "checkpoint",
+        max_context: int | None = None,
+        kv_cache: bool = True,
+        cuda_graph: bool = True,
+        prefill_chunk: int = PREFILL_CHUNK,
+    ) -> None:
+        embed = parameters["embed"]
+        self.spec = spec
+        self.parameters = parameters
+        self.device = embed.device
+        self.dtype = embed.dtype
+        self.weights_kind = weights_kind
+        self.weight_bytes = sum(parameter.nbytes for parameter in parameters.values())
+        self.max_context = max_context or spec.shape.max_context
+        self.load_s = 0.0
+        self._ops = ops_for(self.device)
+        self._use_kv_cache = kv_cache
+        self._use_graph = cuda_graph and kv_cache and self.device.type == "cuda"
+        self._prefill_chunk = prefill_chunk
+        self._sessions: dict[int, _Session] = {}
+
+    @classmethod
+    def load(
+        cls,
+        model: str | ResolvedModel,
+        *,
+        device: str | None = None,
+        dtype: DType | None = None,
+        weights: Literal["auto", "dummy"] = "auto",
+        max_context: int | None = None,
+        kv_cache: bool = True,
+        cuda_graph: bool = True,
+        seed: int = 0,
+        registry: PluginRegistry | None = None,
+    ) -> Self:
+        """Load a checkpoint folder, or a reference model with seeded random weights.
+
+        `device` defaults to the GPU when there is one; `dtype` to the checkpoint's on a GPU and
+        to float32 on a CPU. `weights="dummy"` fills a checkpoint's architecture with random
+        weights without reading its tensors.
+
+        Raises:
+            ModelNotFound, ConfigError, UnknownArchitecture, PluginError, WeightError: as the
+                step that failed says.
+        """
+        began = time.perf_counter()
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if isinstance(model, str):
+            model = resolve_model(model, registry or load_registry(), device=device)
+        default_dtype = "float32" if device == "cpu" else model.spec.shape.dtype
+        torch_dtype = getattr(torch, dtype or default_dtype)
+        if weights == "dummy" or model.checkpoint is None:
+            parameters = dummy_weights(model.spec, device=device, dtype=torch_dtype, seed=seed)
+        else:
+            parameters = load_checkpoint(
+                model.checkpoint, model.spec, device=device, dtype=torch_dtype
+            )
+        engine = cls(
+            model.spec,
+            parameters,
+            weights_kind="dummy" if weights == "dummy" or not model.checkpoint else "checkpoint",
+            max_context=max_context,
+            kv_cache=kv_cache,
+            cuda_graph=cuda_graph,
+        )
+        if engine.device.type == "cuda":
+            torch.cuda.synchronize()
+        engine.load_s = time.perf_counter() - began
+        return engine
+
+    @property
+    def kernels(self) -> Literal["triton", "reference"]:
+        """Which implementation of the operations runs."""
+        return self._ops.name
+
+    def release(self) -> None:
+        """Free caches and captured graphs; the weights stay."""
+        self._sessions.clear()
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        sampling: SamplingParams | None = None,
+        ignore_eos: bool = False,
+        on_token: Callable[[int], None] | None = None,
+    ) -> Generation:
+        """Continue `prompt` by up to `max_new_tokens` ids, an end-of-sequence id included.
+
+        `on_token` is called with each id as it reaches the host.
+
+        Raises:
+            RequestError: empty prompt, an id outside the vocabulary, or more tokens than the
+                context holds; nothing has run then.
+        """
+        began = time.perf_counter()
+        self._check(prompt, max_new_tokens)
+        sampling = sampling or SamplingParams()
+        eos = frozenset() if ignore_eos else frozenset(self.spec.eos_token_ids)
+        session = self._session(len(prompt) + max_new_tokens)
+        session.prepare(sampling)
+        warm_up_s = time.perf_counter() - began if session.just_warmed else 0.0
+        session.just_warmed = False
+
+        session.prefill(prompt, sampling, max_new_tokens)
+        tokens = [session.read(0)]
+        first_token_at = time.perf_counter()
+        if on_token:
+            on_token(tokens[0])
+
+        finish_reason: Literal["length", "eos"] = "length"
+        if tokens[0] in eos:
+            finish_reason = "eos"
+        else:
+            for token in session.decode(max_new_tokens - 1, look=bool(eos) or on_token is not None):
+                tokens.append(token)
+                if on_token:
+                    on_token(token)
+                if token in eos:
+                    finish_reason = "eos"
+                    break
+        done = time.perf_counter()
+        return Generation(
+            tokens=tokens,
+            finish_reason=finish_reason,
+            ttft_ms=1e3 * (first_token_at - began),
+            step_ms=session.step_ms(len(tokens) - 1),
+            decode_s=done - first_token_at,
+            e2e_s=done - began,
+            kv_cache_bytes=session.cache.num_bytes if self._use_kv_cache else 0,
+            warm_up_s=warm_up_s,
+        )
+
+    def _check(self, prompt: Sequence[int], max_new_tokens: int) -> None:
+        vocab = self.spec.shape.vocab_size
+        if not prompt:
+            raise RequestError("the prompt is empty; give at least one token id")
+        if max_new_tokens < 1:
+            raise RequestError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
+        outside = [token for token in prompt if not 0 <= token < vocab]
+        if outside:
+            raise RequestError(
+                f"prompt id {outside[0]} is outside the vocabulary of {vocab} tokens; "
+                f"was the text encoded with another model's tokenizer?"
+            )
+        total = len(prompt) + max_new_tokens
+        if total > self.max_context:
+            raise RequestError(
+                f"{len(prompt)} prompt tokens + {max_new_tokens} new tokens = {total}, "
+                f"more than the context of {self.max_context}; shorten one of them"
+            )
+
+    def _session(self, tokens: int) -> "_Session":
+        context = min(context_bucket(tokens), self.max_context)
+        if context not in self._sessions:
+            self._sessions[context] = _Session(
+                self.spec,
+                self.parameters,
+                Decoder(self.spec, self.parameters, context=context, ops=self._ops),
+                use_kv_cache=self._use_kv_cache,
+                use_graph=self._use_graph,
+                prefill_chunk=self._prefill_chunk,
+            )
+        return self._sessions[context]
+
+
+def context_bucket(tokens: int) -> int:
+    """Round a context up to a size graphs are captured for, at most a quarter larger."""
+    step = max(64, 1 << max(0, (tokens - 1).bit_length() - 3))
+    return -(-tokens // step) * step
+
+
+class _Session:
+    """The state of one context size: cache, device-side position and token, captured graphs.
+
+    Everything a decode step reads or writes is a static device buffer, so that one captured
+    graph serves every request of its kind.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        parameters: dict[str, torch.Tensor],
+        decoder: Decoder,
+        *,
+        use_kv_cache: bool,
+        use_graph: bool,
+        prefill_chunk: int,
+    ) -> None:
+        embed = parameters["embed"]
+        device, context = embed.device, decoder.context
+        self.decoder = decoder
+        # Without a cache each pass starts at position 0 and reads back nothing: one slot will do.
+        self.cache = KVCache(
+            spec, context=context if use_kv_cache else 1, device=device, dtype=embed.dtype
+        )
+        self.just_warmed = True
+        self._sampler = Sampler(spec.shape.vocab_size, device)
+        self._device = device
+        self._use_kv_cache = use_kv_cache
+        self._use_graph = use_graph
+        self._prefill_chunk = prefill_chunk
+        self._graphs: dict[object, torch.cuda.CUDAGraph] = {}
+        self._kind: object = None
+        self._prompt_len = 0
+        # every token by its position; a step reads one entry and writes the next
+        self._sequence = torch.zeros(context + 1, dtype=torch.int64, device=device)
+        self._position = torch.zeros(1, dtype=torch.int32, device=device)
+        self._start = torch.zeros(1, dtype=torch.int32, device=device)
+        self._marks: list[float | torch.cuda.Event] = []
+        self._reader = torch.cuda.Stream() if device.type == "cuda" else None
+
+    def prepare(self, sampling: SamplingParams) -> None:
+        """Capture the decode step for this kind of sampling, if that was not done yet."""
+        self._kind = self._sampler.kind(sampling)
+        if not self._use_graph or self._kind in self._graphs:
+            return
+        self.just_warmed = True
+        self._sampler.begin(sampling, [0], 2)
+        self._position.zero_()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self._step()  # compiles every kernel: capture must not
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._step()
+        self._graphs[self._kind] = graph
+
+    def prefill(self, prompt: Sequence[int], sampling: SamplingParams, max_new_tokens: int) -> None:
+        """Run the prompt, in pieces if it is long, and pick the first token."""
+        self._prompt_len = len(prompt)
+        self._sampler.begin(sampling, prompt, max_new_tokens)
+        ids = torch.tensor(prompt, dtype=torch.int64)
+        self._sequence[: len(prompt)].copy_(ids)
+        piece = self._prefill_chunk if self._use_kv_cache else len(prompt)
+        for start in range(0, len(prompt), piece):
+            self._start.fill_(start)
+            stop = min(start + piece, len(prompt))
+            logits = self.decoder.forward(
+                self._sequence[start:stop], self.cache, self._start, is_prefill=True
+            )
+        self._sequence[len(prompt) : len(prompt) + 1] = self._sampler.pick(logits[0])
+        self._position.fill_(len(prompt))
+
+    def read(self, index: int) -> int:
+        """Wait for the new token number `index` and give it to the host."""
+        return int(self._sequence[self._prompt_len + index])
+
+    def decode(self, steps: int, *, look: bool) -> Iterator[int]:
+        """Yield the tokens of `steps` decode steps.
+
+        With `look` each token is yielded while at most `RUN_AHEAD` further steps are under way
+        on the GPU; without, all steps are enqueued before the first token is read.
+        """
+        self._marks = [self._mark()]
+        if not look:
+            for _ in range(steps):
+                self._run_step()
+                self._marks.append(self._mark())
+            first = self._prompt_len + 1
+            yield from self._sequence[first : first + steps].tolist()
+            return
+        ahead = RUN_AHEAD if self._reader is not None else 0
+        for index in range(1, steps + ahead + 1):
+            if index <= steps:
+                self._run_step()
+                self._marks.append(self._mark())
+            if index > ahead:
+                yield self._read_behind(index - ahead)
+
+    def step_ms(self, steps: int) -> list[float]:
+        """Give the duration of each of the first `steps` decode steps."""
+        pairs = zip(self._marks[:steps], self._marks[1 : steps + 1], strict=True)
+        durations = []
+        for before, after in pairs:
+            if isinstance(before, float) and isinstance(after, float):
+                durations.append(1e3 * (after - before))
+            elif isinstance(before, torch.cuda.Event) and isinstance(after, torch.cuda.Event):
+                durations.append(before.elapsed_time(after))
+        return durations
+
+    def _read_behind(self, index: int) -> int:
+        mark = self._marks[index]
+        if self._reader is None or isinstance(mark, float):
+            return self.read(index)
+        # on a stream of its own: a read on the main stream would queue behind the steps ahead
+        with torch.cuda.stream(self._reader):
+            self._reader.wait_event(mark)
+            return self.read(index)
+
+    def _mark(self) -> float | torch.cuda.Event:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _run_step(self) -> None:
+        if self._use_graph:
+            self._graphs[self._kind].replay()
+        else:
+            self._step()
+
+    def _step(self) -> None:
+        """One decode step over static buffers; capturable, since nothing visits the host."""
+        if self._use_kv_cache:
+            index = self._position.long()
+            token = self._sequence.index_select(0, index)
+            logits = self.decoder.forward(token, self.cache, self._position, is_prefill=False)
+            self._sequence.index_copy_(0, index + 1, self._sampler.pick(logits[0]))
+        else:
+            length = int(self._position) + 1
+            self._start.zero_()
+            logits = self.decoder.forward(
+                self._sequence[:length], self.cache, self._start, is_prefill=True
+            )
+            self._sequence[length : length + 1] = self._sampler.pick(logits[0])
+        self._position += 1
