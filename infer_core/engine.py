@@ -13,7 +13,7 @@ from infer_core.kv_cache import KVCache
 from infer_core.model_source import ResolvedModel, resolve_model
 from infer_core.ops import ops_for
 from infer_core.plugins import PluginRegistry, load_registry
-from infer_core.sampling import Sampler
+from infer_core.sampling import Sampler, SamplingKind, kind_of
 from infer_core.sampling_params import SamplingParams
 from infer_core.specs import DType, ModelSpec
 from infer_core.weights import dummy_weights, load_checkpoint
@@ -186,6 +186,26 @@ class Engine:
             warm_up_s=warm_up_s,
         )
 
+    @torch.inference_mode()
+    def score(self, ids: Sequence[int], *, prompt_len: int) -> torch.Tensor:
+        """Give the logits that follow each of `ids` from the last prompt token on.
+
+        The first `prompt_len` ids run as prefill and the rest one decode step each, so that
+        both paths can be compared with another implementation on the same tokens.
+
+        Shapes: returns [len(ids) - prompt_len + 1, vocab_size], float32.
+
+        Raises:
+            RequestError: as for `generate`.
+        """
+        prompt, forced = list(ids[:prompt_len]), list(ids[prompt_len:])
+        self._check(prompt, len(forced) + 1)
+        session = self._session(len(ids) + 1)
+        session.prefill(prompt, SamplingParams(), len(forced) + 1)
+        rows = [session.logits[0].clone()]
+        rows.extend(session.force(token).clone() for token in forced)
+        return torch.stack(rows)
+
     def _check(self, prompt: Sequence[int], max_new_tokens: int) -> None:
         vocab = self.spec.shape.vocab_size
         if not prompt:
@@ -250,13 +270,14 @@ class _Session:
             spec, context=context if use_kv_cache else 1, device=device, dtype=embed.dtype
         )
         self.just_warmed = True
-        self._sampler = Sampler(spec.shape.vocab_size, device)
+        self.logits: torch.Tensor  # [1, vocab_size] of the latest pass
+        self._sampler = Sampler(spec.shape.vocab_size, max_new_tokens=context, device=device)
         self._device = device
         self._use_kv_cache = use_kv_cache
         self._use_graph = use_graph
         self._prefill_chunk = prefill_chunk
-        self._graphs: dict[object, torch.cuda.CUDAGraph] = {}
-        self._kind: object = None
+        self._graphs: dict[SamplingKind, torch.cuda.CUDAGraph] = {}
+        self._kind = kind_of(SamplingParams())
         self._prompt_len = 0
         # every token by its position; a step reads one entry and writes the next
         self._sequence = torch.zeros(context + 1, dtype=torch.int64, device=device)
@@ -267,11 +288,11 @@ class _Session:
 
     def prepare(self, sampling: SamplingParams) -> None:
         """Capture the decode step for this kind of sampling, if that was not done yet."""
-        self._kind = self._sampler.kind(sampling)
+        self._kind = kind_of(sampling)
         if not self._use_graph or self._kind in self._graphs:
             return
         self.just_warmed = True
-        self._sampler.begin(sampling, [0], 2)
+        self._sampler.begin(sampling, [0], max_new_tokens=1)
         self._position.zero_()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -286,17 +307,17 @@ class _Session:
     def prefill(self, prompt: Sequence[int], sampling: SamplingParams, max_new_tokens: int) -> None:
         """Run the prompt, in pieces if it is long, and pick the first token."""
         self._prompt_len = len(prompt)
-        self._sampler.begin(sampling, prompt, max_new_tokens)
+        self._sampler.begin(sampling, prompt, max_new_tokens=max_new_tokens)
         ids = torch.tensor(prompt, dtype=torch.int64)
         self._sequence[: len(prompt)].copy_(ids)
         piece = self._prefill_chunk if self._use_kv_cache else len(prompt)
         for start in range(0, len(prompt), piece):
             self._start.fill_(start)
             stop = min(start + piece, len(prompt))
-            logits = self.decoder.forward(
+            self.logits = self.decoder.forward(
                 self._sequence[start:stop], self.cache, self._start, is_prefill=True
             )
-        self._sequence[len(prompt) : len(prompt) + 1] = self._sampler.pick(logits[0])
+        self._sequence[len(prompt) : len(prompt) + 1] = self._sampler.pick(self.logits[0])
         self._position.fill_(len(prompt))
 
     def read(self, index: int) -> int:
@@ -324,6 +345,12 @@ class _Session:
                 self._marks.append(self._mark())
             if index > ahead:
                 yield self._read_behind(index - ahead)
+
+    def force(self, token: int) -> torch.Tensor:
+        """Put `token` in place of the latest pick, run one step, and give its logits [vocab_size]."""
+        self._sequence.index_fill_(0, self._position.long(), token)
+        self._step()
+        return self.logits[0]
 
     def step_ms(self, steps: int) -> list[float]:
         """Give the duration of each of the first `steps` decode steps."""
@@ -363,13 +390,13 @@ class _Session:
         if self._use_kv_cache:
             index = self._position.long()
             token = self._sequence.index_select(0, index)
-            logits = self.decoder.forward(token, self.cache, self._position, is_prefill=False)
-            self._sequence.index_copy_(0, index + 1, self._sampler.pick(logits[0]))
+            self.logits = self.decoder.forward(token, self.cache, self._position, is_prefill=False)
+            self._sequence.index_copy_(0, index + 1, self._sampler.pick(self.logits[0]))
         else:
             length = int(self._position) + 1
             self._start.zero_()
-            logits = self.decoder.forward(
+            self.logits = self.decoder.forward(
                 self._sequence[:length], self.cache, self._start, is_prefill=True
             )
-            self._sequence[length : length + 1] = self._sampler.pick(logits[0])
+            self._sequence[length : length + 1] = self._sampler.pick(self.logits[0])
         self._position += 1
