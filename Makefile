@@ -42,10 +42,11 @@ install: $(INSTALLED)
 # The stamp is newer than what it was made from, so a second run installs nothing. A .venv that
 # cannot run pip (an interrupted set-up, a removed interpreter) is made anew.
 $(INSTALLED): pyproject.toml $(PLUGINS:=/pyproject.toml) constraints.txt
-	@'$(PYTHON)' -c $(NEW_ENOUGH) || { \
-		echo "make: PYTHON='$(PYTHON)' is not a Python >= 3.11 (`'$(PYTHON)' --version 2>&1`);" \
+	@'$(PYTHON)' -c $(NEW_ENOUGH) 2>/dev/null || { \
+		echo "make: Python >= 3.11 is needed, but" \
+			"$(if $(PYTHON),$(PYTHON) is `'$(PYTHON)' --version 2>&1`,none is on the PATH);" \
 			"install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@'$(PYTHON)' -c 'import ensurepip, venv' || { \
+	@'$(PYTHON)' -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "make: '$(PYTHON)' cannot make virtual environments; install its venv module" \
 			"(Debian, Ubuntu: apt install python3-venv), or name another: make PYTHON=..." >&2; exit 1; }
 	@$(BIN)/python -c "import pip; exec($(NEW_ENOUGH))" 2>/dev/null || '$(PYTHON)' -m venv --clear $(VENV)

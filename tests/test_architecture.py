@@ -26,8 +26,6 @@ def relative(file: Path) -> str:
     return str(file.relative_to(ROOT))
 
 
-# --- imports point down ---------------------------------------------------------------------
-
 # Group -> its modules, and the other groups they may import (style.md, section 1). Modules of one
 # group may import each other, never in a circle. `kernels` is the whole package.
 GROUPS: dict[str, tuple[set[str], set[str]]] = {
@@ -222,9 +220,6 @@ def test_a_planted_upward_import_is_found(module, planted):
 )
 def test_a_planted_private_import_is_found(allowed, light, planted):
     assert outside_violations("infer_mine", allowed, light, planted) != []
-
-
-# --- plugins are light and small ------------------------------------------------------------
 
 
 def heavy_modules_loaded_by(module: str, *path: Path) -> list[str]:

@@ -61,9 +61,6 @@ def metadata_of(wheel: Path) -> PathDistribution:
     return PathDistribution(zipfile.Path(wheel, f"{info}/"))
 
 
-# --- what the files hold --------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", PROJECTS)
 def test_a_wheel_holds_its_packages_whole_and_nothing_else(name, wheels):
     expected = {
@@ -158,8 +155,6 @@ def test_the_constraints_leave_triton_to_torch():
     assert "torch" in constrained
     assert "triton" not in constrained
 
-
-# --- a clean environment --------------------------------------------------------------------
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
