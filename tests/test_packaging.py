@@ -207,7 +207,8 @@ def test_one_plugin_gives_exactly_one_architecture(core_and_gemma3):
     listed = core_and_gemma3("infer", "plugins", "list", "--json")
 
     assert listed.returncode == 0, listed.stderr
-    assert [plugin["name"] for plugin in json.loads(listed.stdout)] == ["gemma3"]
+    plugins = json.loads(listed.stdout)["plugins"]
+    assert [(plugin["name"], plugin["state"]) for plugin in plugins] == [("gemma3", "ok")]
 
 
 def test_one_plugin_gives_a_working_benchmark(core_and_gemma3):
@@ -223,7 +224,7 @@ def test_no_plugin_is_an_empty_list(core_alone):
     listed = core_alone("infer", "plugins", "list", "--json")
 
     assert listed.returncode == 0, listed.stderr
-    assert json.loads(listed.stdout) == []
+    assert json.loads(listed.stdout)["plugins"] == []
 
 
 def test_the_benchmark_without_a_plugin_says_what_to_install(core_alone):
