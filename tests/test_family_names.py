@@ -28,8 +28,9 @@ FAMILY = re.compile(
 )
 
 # `llama3` is a published value of rope_type: every family that scales RoPE by that formula says
-# so by this name in its config.json, and a reader would not recognise another.
-ALLOWED = {"llama3", "Llama3RopeScaling"}
+# so by this name in its config.json, and a reader would not recognise another. The class holds
+# its numbers, the function of rope.py computes it.
+ALLOWED = {"llama3", "Llama3RopeScaling", "_llama3"}
 
 
 def words_of_code(tree: ast.AST) -> Iterator[tuple[int, str]]:
