@@ -5,6 +5,7 @@ Names that need torch are loaded on first use, so that a plugin's import stays l
 
 from typing import TYPE_CHECKING, Any
 
+from infer_core.config import activation, layer_windows, rope_from_parameters
 from infer_core.errors import (
     AmbiguousArchitecture,
     ConfigError,
@@ -67,7 +68,10 @@ __all__ = [
     "WeightError",
     "WeightRule",
     "YarnRopeScaling",
+    "activation",
     "hookimpl",
+    "layer_windows",
+    "rope_from_parameters",
 ]
 
 _LAZY = {"Engine": "infer_core.engine", "Generation": "infer_core.engine"}
