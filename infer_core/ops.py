@@ -20,13 +20,9 @@ from infer_core.kernels.gated_activation import (
     gated_activation,
     gated_activation_ref,
 )
-from infer_core.kernels.qk_norm_rope import (
-    qk_norm_rope,
-    qk_norm_rope_ref,
-    write_kv,
-    write_kv_ref,
-)
+from infer_core.kernels.qk_norm_rope import qk_norm_rope, qk_norm_rope_ref
 from infer_core.kernels.rms_norm import rms_norm, rms_norm_ref
+from infer_core.kernels.write_kv import write_kv, write_kv_ref
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,6 +173,6 @@ class Session:
 
 
 def context_bucket(tokens: int) -> int:
-    """Round a context up to a size graphs are captured for, at most a quarter larger."""
+    """Round a context up to a size graphs are captured for, by less than a quarter or 64."""
     step = max(64, 1 << max(0, (tokens - 1).bit_length() - 3))
     return -(-tokens // step) * step
