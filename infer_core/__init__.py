@@ -6,6 +6,7 @@ command line's start stay light.
 
 from typing import TYPE_CHECKING, Any
 
+from infer_core.config import activation, layer_windows, rope_from_parameters
 from infer_core.errors import (
     AmbiguousArchitecture,
     ConfigError,
@@ -68,7 +69,10 @@ __all__ = [
     "WeightError",
     "WeightRule",
     "YarnRopeScaling",
+    "activation",
     "hookimpl",
+    "layer_windows",
+    "rope_from_parameters",
 ]
 
 _LAZY = {
