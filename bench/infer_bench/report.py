@@ -17,6 +17,7 @@ from infer_bench.environment import Environment
 from infer_bench.errors import ReportError
 from infer_bench.record import Record, quantity
 
+DType = Literal["float32", "bfloat16", "float16"]
 Status = Literal["ok", "invalid", "failed", "oom"]
 
 
@@ -26,7 +27,7 @@ class Settings(Record):
     seed: int = Field(default=42, ge=0)
     warmup: int = Field(default=2, ge=0, description="untimed runs before the trials of a case")
     trials: int = Field(default=3, ge=1, description="timed runs of a case; medians are over them")
-    dtype: str | None = Field(default=None, description="asked for; None leaves it to the engine")
+    dtype: DType | None = Field(default=None, description="asked for; None leaves it to the engine")
     weights: Literal["auto", "dummy"] = "auto"
     kv_cache: bool = True
 

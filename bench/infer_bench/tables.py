@@ -56,7 +56,7 @@ _TABLES = (
 def report_tables(report: Report) -> list[Table]:
     """Lay out every metric the report holds, the log's order first, then load and warm-up."""
     cells = {(row.model, row.case): row for row in report.rows}
-    tables = []
+    tables: list[Table] = []
     for title, columns in _TABLES:
         known = [
             column
