@@ -57,7 +57,7 @@ def make_app(backend: Backend) -> typer.Typer:
     """Build the command over an engine side; tests bring their own."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-    @app.command()
+    @app.command("infer-bench")
     def bench(
         suite: Annotated[
             Suite | None,

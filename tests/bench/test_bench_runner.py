@@ -118,7 +118,7 @@ def test_greedy_trials_that_differ_make_the_row_invalid():
 
     assert (row.status, row.trials_agree, row.greedy_tokens_sha256) == ("invalid", False, None)
     assert "greedy trials gave different tokens" in row.reason
-    assert len(set(sample.tokens_sha256 for sample in row.samples)) == 3
+    assert len({sample.tokens_sha256 for sample in row.samples}) == 3
 
 
 def test_sampled_trials_that_differ_are_noted_and_stay_valid():
