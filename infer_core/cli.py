@@ -28,7 +28,7 @@ def main() -> None:
     """Run `infer`; an error the user can act on is one message on stderr and exit code 2."""
     warnings.formatwarning = lambda message, *_: f"infer: warning: {message}\n"
     try:
-        app()
+        app(prog_name="infer")
     except InferError as error:
         print(f"infer: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -4,14 +4,16 @@ import json
 import os
 import traceback
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import infer_core
 from infer_core.errors import InferError, PluginError
-from infer_core.plugin_status import PluginStatus
-from infer_core.plugins import PluginRegistry, load_registry
+
+if TYPE_CHECKING:
+    from infer_core.plugin_status import PluginStatus
+    from infer_core.plugins import PluginRegistry
 
 plugins = typer.Typer(
     name="plugins",
@@ -34,6 +36,8 @@ def list_plugins(
     name, distribution, version, state, architectures, model_types, reference_models, reason,
     mend and notes.
     """
+    from infer_core.plugins import load_registry  # costs more than all of `infer --help`
+
     registry = load_registry()
     if as_json:
         document = {
@@ -55,6 +59,8 @@ def doctor() -> None:
     Prints, for each problem, the traceback where there is one and the command that mends it.
     Exit code 1 if there is a problem, or no plugin at all.
     """
+    from infer_core.plugins import load_registry
+
     # strict would stop at the first question asked, and here the point is to see everything
     registry = load_registry(environ={**os.environ, "INFER_STRICT_PLUGINS": ""})
     if not registry.statuses:
@@ -78,7 +84,7 @@ def doctor() -> None:
 Problem = tuple[str, str, str | None, BaseException | None]  # who, reason, mend, error
 
 
-def _problems(registry: PluginRegistry) -> Iterator[Problem]:
+def _problems(registry: "PluginRegistry") -> Iterator[Problem]:
     for status in registry.statuses:
         if status.state in ("broken", "conflict"):
             yield status.label, status.reason or "", status.mend, status.error
@@ -93,7 +99,7 @@ def _problems(registry: PluginRegistry) -> Iterator[Problem]:
                     yield who, reason, status.upgrade, error
 
 
-def _as_json(status: PluginStatus) -> dict[str, Any]:
+def _as_json(status: "PluginStatus") -> dict[str, Any]:
     answer = status.answer
     return {
         "name": status.name,
@@ -109,7 +115,7 @@ def _as_json(status: PluginStatus) -> dict[str, Any]:
     }
 
 
-def _print_table(statuses: tuple[PluginStatus, ...]) -> None:
+def _print_table(statuses: tuple["PluginStatus", ...]) -> None:
     """Aligned columns, whole words: for eyes and for grep; what is wrong goes below its row."""
     header = ("plugin", "distribution", "state", "architectures", "reference models")
     rows = [

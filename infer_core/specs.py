@@ -24,7 +24,7 @@ Part = Literal["q", "k", "v", "gate", "up"]
 class Spec(BaseModel):
     """Base: immutable, unknown fields refused, NaN and infinity refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 class ReferenceModel(Spec):
@@ -53,11 +53,15 @@ class Architectures(Spec):
 class ConfigFields(Spec):
     """Which config.json fields a plugin honours, insists on, or may ignore.
 
-    A field in none of the three, and not among those the core handles for every family, must
-    be absent or null; any other value is an error that names it.
+    A field in none of the four, and not among those the core handles for every family, must
+    be absent or null; any other value is an error that names it. `rope_parameters.NAME` stands
+    for a field inside the RoPE parameters, of whichever layer type.
     """
 
     honoured: frozenset[str]
+    defaults: dict[str, Any] = Field(
+        default={}, description="further honoured fields -> the family's value when one is omitted"
+    )
     required: dict[str, tuple[Any, ...]] = Field(
         default={}, description="field -> values it may have (absent and null always may)"
     )
@@ -65,10 +69,12 @@ class ConfigFields(Spec):
 
     @model_validator(mode="after")
     def _one_verdict_a_field(self) -> Self:
-        names = [*self.honoured, *self.required, *self.ignored]
+        names = [*self.honoured, *self.defaults, *self.required, *self.ignored]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"fields {twice} stand in more than one of honoured/required/ignored")
+            raise ValueError(
+                f"fields {twice} stand in more than one of honoured/defaults/required/ignored"
+            )
         return self
 
 

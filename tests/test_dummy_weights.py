@@ -13,13 +13,22 @@ from infer_core import (
     NormFlavour,
     Rope,
 )
+from infer_core.dummy_weights import BRANCH_GAIN
 from infer_core.parameters import model_parameters
 from infer_core.weights import dummy_weights
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 
-def toy_spec(*, num_layers=2, hidden_size=64, tied=False, weight_offset=0.0):
+def toy_spec(
+    *,
+    num_layers=2,
+    hidden_size=64,
+    tied=False,
+    weight_offset=0.0,
+    placement="pre",
+    embedding_scale=1.0,
+):
     attention = AttentionLayout(
         num_heads=4,
         num_kv_heads=2,
@@ -45,9 +54,9 @@ def toy_spec(*, num_layers=2, hidden_size=64, tied=False, weight_offset=0.0):
             tied_embeddings=tied,
         ),
         attention=(attention,) * num_layers,
-        norm=NormFlavour(eps=1e-6, placement="sandwich", weight_offset=weight_offset),
+        norm=NormFlavour(eps=1e-6, placement=placement, weight_offset=weight_offset),
         kv_cache=(KVCachePolicy(),) * num_layers,
-        block=BlockLayout(activation="silu", mlp_bias=True),
+        block=BlockLayout(activation="silu", mlp_bias=True, embedding_scale=embedding_scale),
         weights=(),
     )
 
@@ -99,11 +108,12 @@ def test_weights_are_the_same_in_another_process():
     assert float(run.stdout) == sum(w.double().sum().item() for w in dummies(spec).values())
 
 
-def test_a_parameter_does_not_depend_on_what_else_the_model_has():
-    small, large = dummies(toy_spec(tied=True)), dummies(toy_spec(num_layers=3))
+def test_a_parameter_does_not_depend_on_which_others_are_drawn():
+    tied, untied = dummies(toy_spec(tied=True)), dummies(toy_spec(tied=False))
 
-    assert small.keys() < large.keys()
-    assert all(torch.equal(weight, large[name]) for name, weight in small.items())
+    assert untied.keys() - tied.keys() == {"lm_head"}
+    del tied["final_norm"]  # it is scaled for the head
+    assert all(torch.equal(weight, untied[name]) for name, weight in tied.items())
 
 
 def test_no_two_parameters_of_one_shape_are_equal():
@@ -145,13 +155,55 @@ def test_a_matrix_keeps_the_variance_of_a_normalised_input(hidden_size):
 def test_norms_multiply_by_about_one_whatever_the_offset(weight_offset):
     weights = dummies(toy_spec(weight_offset=weight_offset))
 
-    norms = {name: weight for name, weight in weights.items() if name.endswith("norm")}
+    norms = {n: w for n, w in weights.items() if n.startswith("layers") and n.endswith("norm")}
 
-    assert len(norms) == 2 * 6 + 1
+    assert len(norms) == 2 * 4
     for name, weight in norms.items():
         factor = weight + weight_offset
         assert factor.mean().item() == pytest.approx(1.0, abs=0.1), name  # 5 sigma of 32 draws
         assert 0.02 < factor.std().item() < 0.2, name
+
+
+@pytest.mark.parametrize("placement", ["pre", "sandwich"])
+def test_all_layers_together_add_the_same_whatever_the_depth(placement):
+    def branch_rms(num_layers):
+        weights = dummies(toy_spec(num_layers=num_layers, placement=placement, weight_offset=1.0))
+        x = torch.randn(256, 200, generator=torch.Generator().manual_seed(1))
+        y = x @ weights["layers.0.mlp_out"].T
+        if placement == "sandwich":
+            y = y / y.square().mean(-1, keepdim=True).sqrt()
+            y = y * (weights["layers.0.mlp_post_norm"] + 1.0)
+        return y.square().mean().sqrt().item()
+
+    for num_layers in (1, 8):
+        expected = BRANCH_GAIN / (2 * num_layers) ** 0.5
+        assert branch_rms(num_layers) == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("weight_offset", [0.0, 1.0])
+@pytest.mark.parametrize("embedding_scale", [1.0, 8.0])
+def test_the_residual_stream_and_the_logits_start_and_end_at_unit_variance(
+    tied, weight_offset, embedding_scale
+):
+    spec = toy_spec(tied=tied, weight_offset=weight_offset, embedding_scale=embedding_scale)
+
+    weights = dummies(spec)
+
+    hidden = torch.randn(256, 64, generator=torch.Generator().manual_seed(1))
+    hidden = hidden * (weights["final_norm"] + weight_offset)
+    logits = hidden @ weights["embed" if tied else "lm_head"].T
+    assert (weights["embed"] * embedding_scale).std().item() == pytest.approx(1.0, rel=0.1)
+    assert logits.std().item() == pytest.approx(1.0, rel=0.1)
+
+
+def test_a_tied_head_does_not_find_the_embedding_of_its_own_input():
+    weights = dummies(toy_spec(tied=True, hidden_size=1024))
+
+    logits = (weights["embed"] * weights["final_norm"]) @ weights["embed"].T
+
+    # unit variance: without the random signs the diagonal would be sqrt(1024) = 32
+    assert logits.diag().abs().mean() < 3
 
 
 def test_biases_are_small_and_not_zero():

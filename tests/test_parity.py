@@ -71,60 +71,58 @@ def gemma3_multimodal(**changes):
     return transformers.Gemma3ForConditionalGeneration, config
 
 
+def case(name, built, *, sharded=False, old_dialect=False):
+    return pytest.param((*built, sharded, old_dialect), id=name)
+
+
+LINEAR_ROPE = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
 MODELS = [
-    pytest.param(llama(head_dim=12), {}, id="llama-untied"),
-    pytest.param(
+    case("llama-untied", llama(head_dim=12)),
+    case(
+        "llama-tied-llama3-rope-own-head-dim-sharded",
         llama(head_dim=16, tie_word_embeddings=True, rope_parameters=LLAMA3_ROPE),
-        {"sharded": True},
-        id="llama-tied-llama3-rope-head-dim-of-its-own-sharded",
+        sharded=True,
     ),
-    pytest.param(
-        llama(head_dim=12, attention_bias=True, mlp_bias=True), {}, id="llama-with-biases"
+    case("llama-with-biases", llama(head_dim=12, attention_bias=True, mlp_bias=True)),
+    case(
+        "llama-llama3-rope-old-dialect",
+        llama(head_dim=12, rope_parameters=LLAMA3_ROPE),
+        old_dialect=True,
     ),
-    pytest.param(
-        llama(head_dim=12, rope_parameters=LLAMA3_ROPE), {"old": True}, id="llama-old-dialect"
-    ),
-    pytest.param(qwen3(), {}, id="qwen3-untied-sharded-not"),
-    pytest.param(qwen3(tie_word_embeddings=True), {"old": True}, id="qwen3-tied-old-dialect"),
-    pytest.param(
+    case("qwen3-untied", qwen3()),
+    case("qwen3-tied-old-dialect", qwen3(tie_word_embeddings=True), old_dialect=True),
+    case(
+        "qwen3-with-windows-sharded",
         qwen3(use_sliding_window=True, sliding_window=16, max_window_layers=1),
-        {"sharded": True},
-        id="qwen3-with-windows-sharded",
+        sharded=True,
     ),
-    pytest.param(gemma3(), {}, id="gemma3-window-shorter-than-prompt"),
-    pytest.param(
+    case("gemma3-window-shorter-than-prompt", gemma3()),
+    case(
+        "gemma3-untied-final-softcap-sharded",
         gemma3(tie_word_embeddings=False, final_logit_softcapping=5.0),
-        {"sharded": True},
-        id="gemma3-untied-final-softcap-sharded",
+        sharded=True,
     ),
-    pytest.param(
-        gemma3(
-            rope_parameters={
-                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-            }
-        ),
-        {"old": True},
-        id="gemma3-linear-rope-old-dialect",
-    ),
-    pytest.param(gemma3_multimodal(), {}, id="gemma3-nested-text-config"),
+    case("gemma3-linear-rope-old-dialect", gemma3(rope_parameters=LINEAR_ROPE), old_dialect=True),
+    case("gemma3-nested-text-config", gemma3_multimodal()),
 ]
 
 
 @pytest.fixture(params=MODELS)
 def model(request, tmp_path):
     """A transformers model in fp32 with random weights, and the folder it was saved to."""
-    (model_class, config), how = request.param
+    model_class, config, sharded, old_dialect = request.param
     torch.manual_seed(0)
     oracle = model_class(config).eval()
     with torch.no_grad():
         for name, parameter in oracle.named_parameters():
             if "norm" in name or name.endswith("bias"):
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    shards = {"max_shard_size": "40KB"} if how.get("sharded") else {}
-    oracle.save_pretrained(tmp_path, **shards)
-    assert how.get("sharded", False) == (tmp_path / "model.safetensors.index.json").exists()
-    if how.get("old"):
+    oracle.save_pretrained(tmp_path, max_shard_size="40KB" if sharded else "5GB")
+    assert sharded == (tmp_path / "model.safetensors.index.json").exists()
+    if old_dialect:
         _rewrite_in_the_old_dialect(tmp_path / "config.json")
     return oracle, tmp_path
 

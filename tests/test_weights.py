@@ -277,7 +277,8 @@ def test_a_tied_model_drops_a_head_that_equals_the_embeddings_bit_for_bit(tmp_pa
     loaded = load(tmp_path, spec)
 
     assert "lm_head" not in loaded
-    assert torch.equal(loaded["embed"][1:], tensors["model.embed_tokens.weight"][1:])
+    bits = tensors["model.embed_tokens.weight"].view(torch.int32)
+    assert torch.equal(loaded["embed"].view(torch.int32), bits)
 
 
 @pytest.mark.parametrize("difference", ["one-bit", "dtype", "shape"])
