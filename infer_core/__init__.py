@@ -20,14 +20,17 @@ from infer_core.errors import (
 
 if TYPE_CHECKING:
     from infer_core.config import activation, layer_windows, rope_from_parameters
+    from infer_core.decoder import Decoder
     from infer_core.engine import Engine, Generation
     from infer_core.hookspecs import hookimpl
+    from infer_core.kv_cache import KVCache
     from infer_core.sampling_params import SamplingParams
     from infer_core.specs import (
         Architectures,
         AttentionLayout,
         BlockLayout,
         ConfigFields,
+        CustomDecoder,
         KVCachePolicy,
         LinearRopeScaling,
         Llama3RopeScaling,
@@ -49,9 +52,12 @@ __all__ = [
     "BlockLayout",
     "ConfigError",
     "ConfigFields",
+    "CustomDecoder",
+    "Decoder",
     "Engine",
     "Generation",
     "InferError",
+    "KVCache",
     "KVCachePolicy",
     "LinearRopeScaling",
     "Llama3RopeScaling",
@@ -77,14 +83,17 @@ __all__ = [
 
 _LAZY = {
     "infer_core.config": ("activation", "layer_windows", "rope_from_parameters"),
+    "infer_core.decoder": ("Decoder",),
     "infer_core.engine": ("Engine", "Generation"),
     "infer_core.hookspecs": ("hookimpl",),
+    "infer_core.kv_cache": ("KVCache",),
     "infer_core.sampling_params": ("SamplingParams",),
     "infer_core.specs": (
         "Architectures",
         "AttentionLayout",
         "BlockLayout",
         "ConfigFields",
+        "CustomDecoder",
         "KVCachePolicy",
         "LinearRopeScaling",
         "Llama3RopeScaling",

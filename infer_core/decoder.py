@@ -1,8 +1,11 @@
 """One decoder for every family: what differs comes from the specs as values, not as branches."""
 
+import importlib
+
 import torch
 import torch.nn.functional as F
 
+from infer_core.errors import PluginContractError, PluginError
 from infer_core.kv_cache import KVCache
 from infer_core.ops import Ops
 from infer_core.rope import rope_tables
@@ -54,16 +57,19 @@ class Decoder:
         eps = spec.norm.eps
         get = self.parameters.get
         residual = ops.embed(tokens, self.parameters["embed"], block.embedding_scale)
-        normed = ops.rms_norm(residual, self.parameters["layers.0.attn_norm"], eps, **norm)
+        normed = residual  # what a block reads: the normalised residual, or with 'post' itself
+        if spec.norm.before:
+            normed = ops.rms_norm(residual, self.parameters["layers.0.attn_norm"], eps, **norm)
         for layer in range(spec.shape.num_layers):
             prefix = f"layers.{layer}."
             attended = self._attention(layer, normed, cache, start, is_prefill=is_prefill)
             normed, residual = ops.add_rms_norm(
                 attended,
                 residual,
-                self.parameters[prefix + "mlp_norm"],
+                get(prefix + "mlp_norm"),
                 eps,
                 post_weight=get(prefix + "attn_post_norm"),
+                residual_scale=block.residual_scale,
                 **norm,
             )
             wide = F.linear(
@@ -75,12 +81,20 @@ class Decoder:
                 self.parameters[prefix + "mlp_out"],
                 get(prefix + "mlp_out_bias"),
             )
-            following = get(f"layers.{layer + 1}.attn_norm", self.parameters["final_norm"])
+            last = layer + 1 == spec.shape.num_layers
             normed, residual = ops.add_rms_norm(
-                narrow, residual, following, eps, post_weight=get(prefix + "mlp_post_norm"), **norm
+                narrow,
+                residual,
+                get("final_norm" if last else f"layers.{layer + 1}.attn_norm"),
+                eps,
+                post_weight=get(prefix + "mlp_post_norm"),
+                residual_scale=block.residual_scale,
+                **norm,
             )
         rows = normed if every_row else normed[-1:]
-        logits = F.linear(rows, get("lm_head", self.parameters["embed"])).float()
+        logits = (
+            F.linear(rows, get("lm_head", self.parameters["embed"])).float() * block.logits_scale
+        )
         if block.final_logit_softcap is not None:
             logits = torch.tanh(logits / block.final_logit_softcap) * block.final_logit_softcap
         return logits
@@ -110,6 +124,19 @@ class Decoder:
         }
         cos, sin = self.rope[layer]
         qkv = F.linear(normed, self.parameters[prefix + "qkv"], get(prefix + "qkv_bias"))
+        norm = {
+            "eps": spec.norm.eps,
+            "weight_offset": spec.norm.weight_offset,
+            "weight_in_fp32": spec.norm.weight_in_fp32,
+        }
+        q_weight, k_weight = get(prefix + "q_norm"), get(prefix + "k_norm")
+        if layout.qk_norm == "projection":
+            q_rows = layout.num_heads * layout.head_dim
+            k_rows = layout.num_kv_heads * layout.head_dim
+            q, k, _ = qkv.split([q_rows, k_rows, k_rows], dim=1)
+            ops.rms_norm(q, q_weight, **norm, in_place=True)
+            ops.rms_norm(k, k_weight, **norm, in_place=True)
+            q_weight = k_weight = None
         # A prefill chunk reads ring slots that its own tokens will take over, so it writes
         # afterwards; a single token takes the one slot that has just left its window.
         write_now = {} if is_prefill else {"k_cache": keys, "v_cache": values}
@@ -119,11 +146,9 @@ class Decoder:
             sin,
             start,
             **heads,
-            q_weight=get(prefix + "q_norm"),
-            k_weight=get(prefix + "k_norm"),
-            eps=spec.norm.eps,
-            weight_offset=spec.norm.weight_offset,
-            weight_in_fp32=spec.norm.weight_in_fp32,
+            q_weight=q_weight,
+            k_weight=k_weight,
+            **norm,
             **write_now,
         )
         if is_prefill:
@@ -134,3 +159,29 @@ class Decoder:
                 qkv, keys, values, start, **heads, **scores, max_context=self.context
             )
         return F.linear(out, self.parameters[prefix + "attn_out"], get(prefix + "attn_out_bias"))
+
+
+def decoder_class(spec: ModelSpec) -> type[Decoder]:
+    """Give the class that runs a model: the core's, or the one its plugin names instead.
+
+    Raises:
+        PluginError: importing the plugin's module failed.
+        PluginContractError: there is no such class, or it is no subclass of `Decoder`.
+    """
+    custom = spec.block.decoder
+    if custom is None:
+        return Decoder
+    who = f"plugin {spec.plugin!r}: the decoder {custom.target!r} of infer_block_layout"
+    mend = f"pip install --upgrade {spec.distribution or '<its distribution>'}"
+    module, _, name = custom.target.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except Exception as error:  # a stranger's import may raise anything
+        raise PluginError(
+            f"{who} cannot be imported ({type(error).__name__}: {error})", mend=mend
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Decoder)):
+        raise PluginContractError(
+            f"{who} is {found!r}, expected a subclass of infer_core.Decoder", mend=mend
+        )
+    return found

@@ -41,6 +41,9 @@ class LoadedModel(Record):
     tiny: bool = Field(description="a reference model's small stand-in for machines without a GPU")
     dtype: str
     kernels: str = Field(description="'triton' or 'reference' (plain torch)")
+    unfused: bool = Field(
+        default=False, description="the plugin's own decoder class ran, without fused kernels"
+    )
     weights: str = Field(description="'checkpoint' or 'dummy' (seeded random)")
     weight_bytes: int = quantity("bytes", "all parameters, as they lie in memory")
     load_s: float = quantity("s", "from specs to an engine that can take a request")
