@@ -46,3 +46,7 @@ class ModelNotFound(InferError):
 
 class RequestError(InferError):
     """A request cannot be served: empty prompt, context overflow, bad sampling values."""
+
+
+class NewPluginError(InferError):
+    """`infer plugins new` cannot write what was asked for; nothing was left behind."""

@@ -36,7 +36,7 @@ GROUPS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "loader": (
         {"plugins", "plugin_claims", "plugin_hooks", "plugin_loader", "plugin_status"}
-        | {"model_source"},
+        | {"model_source", "kit_record"},
         {"facts", "contract"},
     ),
     "kernels": ({"kernels"}, set()),
@@ -51,7 +51,7 @@ GROUPS: dict[str, tuple[set[str], set[str]]] = {
         {"facts", "contract", "loader", "kernels", "parts", "model"},
     ),
     "faces": (
-        {"cli", "cli_plugins", "testing"},
+        {"cli", "cli_plugins", "new_plugin", "testing"},
         {"facts", "contract", "loader", "kernels", "parts", "model", "engine"},
     ),
 }

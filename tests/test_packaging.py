@@ -117,12 +117,13 @@ def test_an_sdist_builds_the_same_wheel(name, wheels, tmp_path):
     assert names_in(rebuilt) == names_in(wheels[name])
 
 
-def test_the_core_installs_both_commands_and_no_architecture(wheels):
+def test_the_core_installs_both_commands_the_test_kit_and_no_architecture(wheels):
     entry_points = metadata_of(wheels["infer-core"]).entry_points
 
     assert {(e.group, e.name, e.value) for e in entry_points} == {
         ("console_scripts", "infer", "infer_core.cli:main"),
         ("console_scripts", "infer-bench", "infer_bench.cli:main"),
+        ("pytest11", "infer_core", "infer_core.testing.pytest_plugin"),
     }
 
 
