@@ -16,7 +16,8 @@ class Decoder:
     """The forward pass over a model's parameters; holds no per-request state.
 
     `parameters` has the names and shapes of `infer_core.parameters.model_parameters`; `context`
-    bounds the positions it will see.
+    bounds the positions it will see. A plugin's own decoder derives from this and overrides
+    `forward`, whose contract it keeps: nothing in it may visit the host, for it is captured.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Decoder:
             normed = ops.rms_norm(residual, self.parameters["layers.0.attn_norm"], eps, **norm)
         for layer in range(spec.shape.num_layers):
             prefix = f"layers.{layer}."
-            attended = self._attention(layer, normed, cache, start, is_prefill=is_prefill)
+            attended = self.attention(layer, normed, cache, start, is_prefill=is_prefill)
             normed, residual = ops.add_rms_norm(
                 attended,
                 residual,
@@ -99,7 +100,7 @@ class Decoder:
             logits = torch.tanh(logits / block.final_logit_softcap) * block.final_logit_softcap
         return logits
 
-    def _attention(
+    def attention(
         self,
         layer: int,
         normed: torch.Tensor,
@@ -108,6 +109,10 @@ class Decoder:
         *,
         is_prefill: bool,
     ) -> torch.Tensor:
+        """Attention of one layer over `cache` and `normed`, whose K and V are added to it.
+
+        Shapes: normed and result [num_tokens, hidden_size]; start as in `forward`.
+        """
         spec, ops, layout = self.spec, self.ops, self.spec.attention[layer]
         prefix = f"layers.{layer}."
         get = self.parameters.get
