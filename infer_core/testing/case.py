@@ -80,7 +80,9 @@ class ContractCase:
     @cached_property
     def oracle(self) -> torch.nn.Module:
         """transformers' model of the config, fp32, random weights."""
-        return build_oracle(self.config, embed_std=0.5 / self.spec.block.embedding_scale)
+        block = self.spec.block
+        embed_std = 0.1 * block.residual_scale / block.embedding_scale
+        return build_oracle(self.config, embed_std=embed_std)
 
     @cached_property
     def checkpoint(self) -> Path:

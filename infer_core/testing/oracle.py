@@ -22,7 +22,7 @@ def why_no_oracle(config: Mapping[str, Any]) -> str | None:
 
 
 def build_oracle(
-    config: Mapping[str, Any], *, embed_std: float = 0.5, seed: int = 0
+    config: Mapping[str, Any], *, embed_std: float = 0.1, seed: int = 0
 ) -> torch.nn.Module:
     """Build a config's model in fp32, with the random weights of `randomise`."""
     import transformers
@@ -32,7 +32,7 @@ def build_oracle(
     return randomise(model.float().eval(), embed_std=embed_std, seed=seed)
 
 
-def randomise(model: torch.nn.Module, *, embed_std: float = 0.5, seed: int = 0) -> torch.nn.Module:
+def randomise(model: torch.nn.Module, *, embed_std: float = 0.1, seed: int = 0) -> torch.nn.Module:
     """Give a model random weights under which every part shows in the logits, in place.
 
     Matrices keep the variance of what they multiply, embeddings are too small to outweigh the
