@@ -6,6 +6,7 @@ The oracle is transformers: its config objects, its attention modules and its te
 
 import json
 import re
+import types
 from pathlib import Path
 
 import infer_gemma3
@@ -28,7 +29,19 @@ from infer_core import (
 from infer_core.config import audit, normalise, read_config, with_defaults
 from infer_core.parameters import model_parameters
 
+
+def documented_plugin():
+    """Run the whole plugin that the guide shows, so that the guide cannot go stale."""
+    guide = Path(__file__).parents[1] / "docs" / "writing-a-plugin.md"
+    (code,) = re.findall(r"```python\n(\"\"\".*?)```", guide.read_text("utf-8"), re.DOTALL)
+    plugin = types.ModuleType("infer_mistral")
+    exec(compile(code, guide.name, "exec"), plugin.__dict__)
+    plugin.__version__ = "0.1.0"
+    return plugin
+
+
 PLUGINS = (infer_llama, infer_qwen3, infer_gemma3)
+SERVED = (*PLUGINS, documented_plugin())
 CONFIGS = Path(__file__).parent / "fixtures" / "configs"
 MODELS = sorted(path.stem for path in CONFIGS.glob("*.json"))
 
@@ -38,7 +51,7 @@ def resolve(raw):
     config = normalise(raw)
     architecture = config["architectures"][0]
     (plugin,) = (
-        plugin for plugin in PLUGINS if architecture in plugin.infer_architectures().architectures
+        plugin for plugin in SERVED if architecture in plugin.infer_architectures().architectures
     )
     fields = plugin.infer_config_fields(config)
     audit(config, fields, plugin=plugin.__name__)
@@ -215,6 +228,11 @@ def test_what_holds_for_all_sizes_of_a_family():
 # against transformers
 
 BIASED = {"attention_bias": True}
+GUIDE = {
+    **{k: v for k, v in infer_llama.TINY.items() if k != "rope_scaling"},
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+}
 # name -> config; the small ones show what no published model uses
 ORACLE_CASES = {
     **{name: published(name) for name in MODELS},
@@ -246,6 +264,9 @@ ORACLE_CASES = {
             "original_max_position_embeddings": 1024,
         },
     },
+    "guide-default-window": GUIDE,
+    "guide-window": {**GUIDE, "sliding_window": 16, "head_dim": None, "tie_word_embeddings": False},
+    "guide-no-window": {**GUIDE, "sliding_window": None},
     "gemma3-layer-types": {
         **{k: v for k, v in infer_gemma3.TINY.items() if k != "sliding_window_pattern"},
         "layer_types": ["full_attention", "sliding_attention"] * 2,
@@ -273,7 +294,8 @@ def test_specs_agree_with_transformers(raw):
         assert attention.head_dim == module.head_dim
         assert attention.group_size == module.num_key_value_groups
         assert attention.softmax_scale == module.scaling
-        assert attention.window == getattr(module, "sliding_window", None)
+        window = getattr(oracle, "sliding_window", None)  # of every layer, unless a layer says
+        assert attention.window == getattr(module, "sliding_window", window)
         assert as_parameters(attention.rope) == rope.get(kind, rope)
 
 
