@@ -1,11 +1,11 @@
 """Small core of the inference engine: contract, loading, decoder, engine; knows no model family.
 
-Names that need torch are loaded on first use, so that a plugin's import stays light.
+Names that need torch or pydantic are loaded on first use, so that a plugin's import and the
+command line's start stay light.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from infer_core.config import activation, layer_windows, rope_from_parameters
 from infer_core.errors import (
     AmbiguousArchitecture,
     ConfigError,
@@ -17,27 +17,28 @@ from infer_core.errors import (
     UnknownArchitecture,
     WeightError,
 )
-from infer_core.hookspecs import hookimpl
-from infer_core.sampling_params import SamplingParams
-from infer_core.specs import (
-    Architectures,
-    AttentionLayout,
-    BlockLayout,
-    ConfigFields,
-    KVCachePolicy,
-    LinearRopeScaling,
-    Llama3RopeScaling,
-    ModelShape,
-    ModelSpec,
-    NormFlavour,
-    ReferenceModel,
-    Rope,
-    WeightRule,
-    YarnRopeScaling,
-)
 
 if TYPE_CHECKING:
+    from infer_core.config import activation, layer_windows, rope_from_parameters
     from infer_core.engine import Engine, Generation
+    from infer_core.hookspecs import hookimpl
+    from infer_core.sampling_params import SamplingParams
+    from infer_core.specs import (
+        Architectures,
+        AttentionLayout,
+        BlockLayout,
+        ConfigFields,
+        KVCachePolicy,
+        LinearRopeScaling,
+        Llama3RopeScaling,
+        ModelShape,
+        ModelSpec,
+        NormFlavour,
+        ReferenceModel,
+        Rope,
+        WeightRule,
+        YarnRopeScaling,
+    )
 
 __version__ = "0.1.0"
 
@@ -74,12 +75,35 @@ __all__ = [
     "rope_from_parameters",
 ]
 
-_LAZY = {"Engine": "infer_core.engine", "Generation": "infer_core.engine"}
+_LAZY = {
+    "infer_core.config": ("activation", "layer_windows", "rope_from_parameters"),
+    "infer_core.engine": ("Engine", "Generation"),
+    "infer_core.hookspecs": ("hookimpl",),
+    "infer_core.sampling_params": ("SamplingParams",),
+    "infer_core.specs": (
+        "Architectures",
+        "AttentionLayout",
+        "BlockLayout",
+        "ConfigFields",
+        "KVCachePolicy",
+        "LinearRopeScaling",
+        "Llama3RopeScaling",
+        "ModelShape",
+        "ModelSpec",
+        "NormFlavour",
+        "ReferenceModel",
+        "Rope",
+        "WeightRule",
+        "YarnRopeScaling",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _LAZY.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
+    if name in _MODULE_OF:
         import importlib
 
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        value = globals()[name] = getattr(importlib.import_module(_MODULE_OF[name]), name)
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

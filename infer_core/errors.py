@@ -17,7 +17,15 @@ class AmbiguousArchitecture(InferError):
 
 
 class PluginError(InferError):
-    """A plugin could not be loaded; carries the mending command."""
+    """A plugin could not be loaded or a hook failed; `mend` is the shell command that helps."""
+
+    def __init__(self, message: str, *, mend: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.mend = mend
+
+    def __str__(self) -> str:
+        return f"{self.message}. To mend it: {self.mend}" if self.mend else self.message
 
 
 class PluginContractError(PluginError):

@@ -24,7 +24,7 @@ Part = Literal["q", "k", "v", "gate", "up"]
 class Spec(BaseModel):
     """Base: immutable, unknown fields refused, NaN and infinity refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 class ReferenceModel(Spec):

@@ -1,0 +1,219 @@
+"""Command line of infer-bench; importing it imports neither torch nor triton."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from infer_bench.backend import Backend
+from infer_bench.cases import SUITES, Case, named_cases
+from infer_bench.errors import UsageError
+from infer_bench.report import Settings
+from infer_bench.session import (
+    EXIT_FAILURES,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    Request,
+    run_session,
+)
+from infer_core import InferError, SamplingParams
+
+DEFAULT_FOLDER = Path("bench/reports")
+AD_HOC = "One ad-hoc case instead of fixed configs"
+
+
+class Suite(StrEnum):
+    """Sets of configs, from fast to complete."""
+
+    quick = "quick"
+    standard = "standard"
+    full = "full"
+
+
+class NumberFormat(StrEnum):
+    """Number formats of weights and activations."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Weights(StrEnum):
+    """Where weights come from."""
+
+    auto = "auto"
+    dummy = "dummy"
+
+
+def main() -> None:
+    """Run infer-bench."""
+    make_app(Backend())()
+
+
+def make_app(backend: Backend) -> typer.Typer:
+    """Build the command over an engine side; tests bring their own."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+    @app.command("infer-bench")
+    def bench(
+        suite: Annotated[
+            Suite | None,
+            typer.Option(
+                help="quick: short, medium; standard: also prefill, decode, sampled; "
+                "full: all seven configs. Without any choice of configs: quick."
+            ),
+        ] = None,
+        config: Annotated[
+            list[str] | None, typer.Option(help="A single config by name; repeat for more.")
+        ] = None,
+        model: Annotated[
+            list[str] | None,
+            typer.Option(
+                help="Checkpoint folder or reference model (see `infer plugins list`); repeat "
+                "for more. Without it, the reference models of every installed plugin."
+            ),
+        ] = None,
+        prompt_tokens: Annotated[
+            int | None,
+            typer.Option(min=1, help="Length of the prompt. Default: 256", rich_help_panel=AD_HOC),
+        ] = None,
+        max_new_tokens: Annotated[
+            int | None,
+            typer.Option(min=1, help="Tokens to generate. Default: 256", rich_help_panel=AD_HOC),
+        ] = None,
+        temperature: Annotated[
+            float | None,
+            typer.Option(min=0, help="0, the default, is greedy.", rich_help_panel=AD_HOC),
+        ] = None,
+        top_k: Annotated[
+            int | None,
+            typer.Option(min=1, help="Keep the k likeliest tokens.", rich_help_panel=AD_HOC),
+        ] = None,
+        top_p: Annotated[
+            float | None, typer.Option(help="Keep this much probability.", rich_help_panel=AD_HOC)
+        ] = None,
+        min_p: Annotated[
+            float | None,
+            typer.Option(
+                help="Keep tokens this likely, relative to the likeliest.", rich_help_panel=AD_HOC
+            ),
+        ] = None,
+        repetition_penalty: Annotated[
+            float | None,
+            typer.Option(help="Above 0; 1, the default, is none.", rich_help_panel=AD_HOC),
+        ] = None,
+        seed: Annotated[int, typer.Option(min=0, help="Fixes prompts and draws.")] = 42,
+        warmup: Annotated[int, typer.Option(min=0, help="Untimed runs before the trials.")] = 2,
+        trials: Annotated[int, typer.Option(min=1, help="Timed runs; medians are shown.")] = 3,
+        dtype: Annotated[
+            NumberFormat | None,
+            typer.Option(help="Default: the model's own; float32 for tiny models."),
+        ] = None,
+        device: Annotated[
+            str | None, typer.Option(help="cpu, cuda or cuda:N. Default: the GPU if there is one.")
+        ] = None,
+        weights: Annotated[
+            Weights, typer.Option(help="auto: the checkpoint where there is one; dummy: random.")
+        ] = Weights.auto,
+        kv_cache: Annotated[
+            bool, typer.Option(help="Cache keys and values, or recompute the prefix each step.")
+        ] = True,
+        save: Annotated[bool, typer.Option("--save/--no-save", help="Keep a JSON report.")] = True,
+        output_dir: Annotated[
+            Path | None, typer.Option(help=f"Folder for reports. Default: {DEFAULT_FOLDER}")
+        ] = None,
+        json: Annotated[
+            bool, typer.Option("--json", help="Print the report as JSON instead of tables.")
+        ] = False,
+    ) -> None:
+        """Measure generation speed and memory of every installed model architecture.
+
+        Exit codes: 0 all rows ok; 1 some row failed or is invalid; 2 usage, or no plugin;
+        130 interrupted, finished rows are kept.
+        """
+        ad_hoc = {
+            "prompt_tokens": prompt_tokens,
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+        }
+        try:
+            if not save and output_dir is not None:
+                raise UsageError("--no-save writes no report, so --output-dir has no use; drop one")
+            chosen, cases = _choose_cases(
+                suite, config or [], {name: v for name, v in ad_hoc.items() if v is not None}
+            )
+            request = Request(
+                suite=chosen,
+                cases=cases,
+                models=tuple(model or ()),
+                settings=Settings(
+                    seed=seed,
+                    warmup=warmup,
+                    trials=trials,
+                    dtype=dtype.value if dtype else None,
+                    weights=weights.value,
+                    kv_cache=kv_cache,
+                ),
+                device=device,
+                output_dir=(output_dir or DEFAULT_FOLDER) if save else None,
+                json=json,
+            )
+            code = run_session(request, backend)
+        except UsageError as error:
+            code = _complain(error, EXIT_USAGE)
+        except InferError as error:
+            code = _complain(error, EXIT_FAILURES)
+        except KeyboardInterrupt:
+            code = EXIT_INTERRUPTED
+        raise typer.Exit(code)
+
+    return app
+
+
+def _choose_cases(
+    suite: Suite | None, configs: list[str], ad_hoc: dict[str, Any]
+) -> tuple[str, tuple[Case, ...]]:
+    """Take the suite, the named configs or the one ad-hoc case; only one of them may be given."""
+    first = f"--{next(iter(ad_hoc), '').replace('_', '-')}"
+    if suite and configs:
+        raise UsageError("--suite is a set of configs and --config names single ones; give one")
+    if ad_hoc and (suite or configs):
+        fixed = "--suite" if suite else "--config"
+        raise UsageError(
+            f"{first} describes an ad-hoc case and {fixed} picks fixed ones; drop {fixed} or "
+            "the ad-hoc options"
+        )
+    if configs:
+        return "configs", named_cases(configs)
+    if ad_hoc:
+        return "ad-hoc", (_ad_hoc_case(**ad_hoc),)
+    name = (suite or Suite.quick).value
+    return name, named_cases(SUITES[name])
+
+
+def _ad_hoc_case(prompt_tokens: int = 256, max_new_tokens: int = 256, **sampling: Any) -> Case:
+    try:
+        params = SamplingParams(**sampling)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "".join(f"--{part}: ".replace("_", "-") for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{option}{message}") from error
+    return Case(
+        name="ad-hoc",
+        prompt_tokens=prompt_tokens,
+        max_new_tokens=max_new_tokens,
+        sampling=params,
+    )
+
+
+def _complain(error: InferError, code: int) -> int:
+    print(f"infer-bench: error: {error}", file=sys.stderr)
+    return code

@@ -1,0 +1,121 @@
+"""The machine and software a run was made with, and nothing about its user."""
+
+import platform
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from infer_bench.record import Record, quantity
+from infer_core.hookspecs import GROUP
+
+
+class Gpu(Record):
+    """The accelerator of a run."""
+
+    name: str
+    compute_capability: str
+    num_sms: int
+    memory_bytes: int = quantity("bytes", "total device memory")
+    driver: str | None
+
+
+class Environment(Record):
+    """Hardware and versions; no user name, host name or path."""
+
+    gpu: Gpu | None
+    operating_system: str
+    machine: str
+    num_cpu_threads: int = quantity("threads", "threads torch computes with")
+    python: str
+    torch: str
+    triton: str | None
+    cuda: str | None
+    infer_core: str
+    plugins: dict[str, str]
+    git_revision: str | None
+
+
+def read_environment(device: str) -> Environment:
+    """Describe this machine; `device` says whether a GPU takes part."""
+    import torch
+
+    return Environment(
+        gpu=_gpu(device) if device.startswith("cuda") else None,
+        operating_system=platform.system(),
+        machine=platform.machine(),
+        num_cpu_threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        triton=_version("triton"),
+        cuda=torch.version.cuda,
+        infer_core=_version("infer-core") or "unknown",
+        plugins=_plugin_versions(),
+        git_revision=_git_revision(),
+    )
+
+
+def without_paths(text: str) -> str:
+    """Shorten absolute paths in a message to their last part; reports are published."""
+    return re.sub(r"(?<![\w/:.~])~?/(?:[^\s/'\"`:;,()]+/)+([^\s/'\"`:;,()]*)", r".../\1", text)
+
+
+def _gpu(device: str) -> Gpu:
+    import torch
+
+    facts = torch.cuda.get_device_properties(device)
+    index = torch.device(device).index
+    return Gpu(
+        name=facts.name,
+        compute_capability=f"{facts.major}.{facts.minor}",
+        num_sms=facts.multi_processor_count,
+        memory_bytes=facts.total_memory,
+        driver=_driver(torch.cuda.current_device() if index is None else index),
+    )
+
+
+def _driver(index: int) -> str | None:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    answer = _output(*query)
+    lines = answer.splitlines() if answer else []
+    # one driver serves every GPU of a machine, so a masked index still finds it
+    return lines[min(index, len(lines) - 1)].strip() if lines else None
+
+
+def _plugin_versions() -> dict[str, str]:
+    """Map each distribution that names an architecture plugin to its version."""
+    found = {}
+    for entry in metadata.entry_points(group=GROUP):
+        if entry.dist is not None:
+            found[entry.dist.name] = entry.dist.version
+    return dict(sorted(found.items()))
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        module = sys.modules.get(distribution)
+        version = getattr(module, "__version__", None)
+        return str(version) if version else None
+
+
+def _git_revision() -> str | None:
+    """Give the commit this file is tracked in, '+changes' appended when the tree differs."""
+    here = Path(__file__).resolve()
+    # an installed copy may lie inside somebody else's repository: only a tracked file counts
+    if _output("git", "-C", str(here.parent), "ls-files", "--error-unmatch", here.name) is None:
+        return None
+    revision = _output("git", "-C", str(here.parent), "rev-parse", "HEAD")
+    changes = _output("git", "-C", str(here.parent), "status", "--porcelain", "-uno")
+    return f"{revision}+changes" if revision and changes else revision
+
+
+def _output(*command: str) -> str | None:
+    """Run a command; None when it is missing, fails or takes over five seconds."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,236 @@
+"""Prefill once, decode many: one model on one device, one request at a time."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+
+from infer_core.decoder import Decoder
+from infer_core.errors import RequestError
+from infer_core.model_source import ResolvedModel, resolve_model
+from infer_core.ops import ops_for
+from infer_core.plugins import PluginRegistry, load_registry
+from infer_core.sampling_params import SamplingParams
+from infer_core.session import Session, context_bucket
+from infer_core.specs import DType, ModelSpec
+from infer_core.weights import dummy_weights, load_checkpoint
+
+# Longer prompts run in pieces of this many tokens, which bounds the activations' memory.
+PREFILL_CHUNK = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One finished request; times in milliseconds or seconds as named.
+
+    `step_ms` holds one entry a decode step, so one fewer than `tokens` (the prefill gives the
+    first token); on CUDA they are device times. `warm_up_s` is what this call spent on
+    compiling and capturing before the request could start, 0 once the engine is warm.
+    """
+
+    tokens: list[int]
+    finish_reason: Literal["length", "eos"]
+    ttft_ms: float
+    step_ms: list[float]
+    decode_s: float
+    e2e_s: float
+    kv_cache_bytes: int
+    warm_up_s: float
+
+
+class Engine:
+    """A loaded model that turns prompt ids into new ids."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        parameters: dict[str, torch.Tensor],
+        *,
+        weights_kind: Literal["checkpoint", "dummy"] = "checkpoint",
+        max_context: int | None = None,
+        kv_cache: bool = True,
+        cuda_graph: bool = True,
+        prefill_chunk: int = PREFILL_CHUNK,
+    ) -> None:
+        embed = parameters["embed"]
+        self.spec = spec
+        self.parameters = parameters
+        self.device = embed.device
+        self.dtype = embed.dtype
+        self.weights_kind = weights_kind
+        self.weight_bytes = sum(parameter.nbytes for parameter in parameters.values())
+        self.max_context = max_context or spec.shape.max_context
+        self.load_s = 0.0
+        self._ops = ops_for(self.device)
+        self._use_kv_cache = kv_cache
+        self._use_graph = cuda_graph and kv_cache and self.device.type == "cuda"
+        self._prefill_chunk = prefill_chunk
+        self._sessions: dict[int, Session] = {}
+
+    @classmethod
+    def load(
+        cls,
+        model: str | ResolvedModel,
+        *,
+        device: str | None = None,
+        dtype: DType | None = None,
+        weights: Literal["auto", "dummy"] = "auto",
+        max_context: int | None = None,
+        kv_cache: bool = True,
+        cuda_graph: bool = True,
+        seed: int = 0,
+        registry: PluginRegistry | None = None,
+    ) -> Self:
+        """Load a checkpoint folder, or a reference model with seeded random weights.
+
+        `device` defaults to the GPU when there is one; `dtype` to the checkpoint's on a GPU and
+        to float32 on a CPU. `weights="dummy"` fills a checkpoint's architecture with random
+        weights without reading its tensors.
+
+        Raises:
+            ModelNotFound, ConfigError, UnknownArchitecture, PluginError, WeightError: as the
+                step that failed says.
+        """
+        began = time.perf_counter()
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if isinstance(model, str):
+            model = resolve_model(model, registry or load_registry(), device=device)
+        default_dtype = "float32" if device == "cpu" else model.spec.shape.dtype
+        torch_dtype = getattr(torch, dtype or default_dtype)
+        if weights == "dummy" or model.checkpoint is None:
+            parameters = dummy_weights(model.spec, device=device, dtype=torch_dtype, seed=seed)
+        else:
+            parameters = load_checkpoint(
+                model.checkpoint, model.spec, device=device, dtype=torch_dtype
+            )
+        engine = cls(
+            model.spec,
+            parameters,
+            weights_kind="dummy" if weights == "dummy" or not model.checkpoint else "checkpoint",
+            max_context=max_context,
+            kv_cache=kv_cache,
+            cuda_graph=cuda_graph,
+        )
+        if engine.device.type == "cuda":
+            torch.cuda.synchronize()
+        engine.load_s = time.perf_counter() - began
+        return engine
+
+    @property
+    def kernels(self) -> Literal["triton", "reference"]:
+        """Which implementation of the operations runs."""
+        return self._ops.name
+
+    def release(self) -> None:
+        """Free caches and captured graphs; the weights stay."""
+        self._sessions.clear()
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        sampling: SamplingParams | None = None,
+        ignore_eos: bool = False,
+        on_token: Callable[[int], None] | None = None,
+    ) -> Generation:
+        """Continue `prompt` by up to `max_new_tokens` ids, an end-of-sequence id included.
+
+        `on_token` is called with each id as it reaches the host.
+
+        Raises:
+            RequestError: empty prompt, an id outside the vocabulary, or more tokens than the
+                context holds; nothing has run then.
+        """
+        began = time.perf_counter()
+        self._check(prompt, max_new_tokens)
+        sampling = sampling or SamplingParams()
+        eos = frozenset() if ignore_eos else frozenset(self.spec.eos_token_ids)
+        session = self._session(len(prompt) + max_new_tokens)
+        session.prepare(sampling)
+        warm_up_s = time.perf_counter() - began if session.just_warmed else 0.0
+        session.just_warmed = False
+
+        session.prefill(prompt, sampling, max_new_tokens)
+        tokens = [session.read(0)]
+        first_token_at = time.perf_counter()
+        if on_token:
+            on_token(tokens[0])
+
+        finish_reason: Literal["length", "eos"] = "length"
+        if tokens[0] in eos:
+            finish_reason = "eos"
+        else:
+            for token in session.decode(max_new_tokens - 1, look=bool(eos) or on_token is not None):
+                tokens.append(token)
+                if on_token:
+                    on_token(token)
+                if token in eos:
+                    finish_reason = "eos"
+                    break
+        done = time.perf_counter()
+        return Generation(
+            tokens=tokens,
+            finish_reason=finish_reason,
+            ttft_ms=1e3 * (first_token_at - began),
+            step_ms=session.step_ms(len(tokens) - 1),
+            decode_s=done - first_token_at,
+            e2e_s=done - began,
+            kv_cache_bytes=session.cache.num_bytes if self._use_kv_cache else 0,
+            warm_up_s=warm_up_s,
+        )
+
+    @torch.inference_mode()
+    def score(self, ids: Sequence[int], *, prompt_len: int) -> torch.Tensor:
+        """Give the logits that follow each of `ids` from the last prompt token on.
+
+        The first `prompt_len` ids run as prefill and the rest one decode step each, so that
+        both paths can be compared with another implementation on the same tokens.
+
+        Shapes: returns [len(ids) - prompt_len + 1, vocab_size], float32.
+
+        Raises:
+            RequestError: as for `generate`.
+        """
+        prompt, forced = list(ids[:prompt_len]), list(ids[prompt_len:])
+        self._check(prompt, len(forced) + 1)
+        session = self._session(len(ids) + 1)
+        session.prefill(prompt, SamplingParams(), len(forced) + 1)
+        rows = [session.logits[0].clone()]
+        rows.extend(session.force(token).clone() for token in forced)
+        return torch.stack(rows)
+
+    def _check(self, prompt: Sequence[int], max_new_tokens: int) -> None:
+        vocab = self.spec.shape.vocab_size
+        if not prompt:
+            raise RequestError("the prompt is empty; give at least one token id")
+        if max_new_tokens < 1:
+            raise RequestError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
+        outside = [token for token in prompt if not 0 <= token < vocab]
+        if outside:
+            raise RequestError(
+                f"prompt id {outside[0]} is outside the vocabulary of {vocab} tokens; "
+                f"was the text encoded with another model's tokenizer?"
+            )
+        total = len(prompt) + max_new_tokens
+        if total > self.max_context:
+            raise RequestError(
+                f"{len(prompt)} prompt tokens + {max_new_tokens} new tokens = {total}, "
+                f"more than the context of {self.max_context}; shorten one of them"
+            )
+
+    def _session(self, tokens: int) -> Session:
+        context = min(context_bucket(tokens), self.max_context)
+        if context not in self._sessions:
+            self._sessions[context] = Session(
+                self.spec,
+                self.parameters,
+                Decoder(self.spec, self.parameters, context=context, ops=self._ops),
+                use_kv_cache=self._use_kv_cache,
+                use_graph=self._use_graph,
+                prefill_chunk=self._prefill_chunk,
+            )
+        return self._sessions[context]

@@ -1,0 +1,178 @@
+"""One context size of an engine: its cache, its device-side state, its captured decode graphs."""
+
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from infer_core.decoder import Decoder
+from infer_core.kv_cache import KVCache
+from infer_core.sampling import Sampler, SamplingKind, kind_of
+from infer_core.sampling_params import SamplingParams
+from infer_core.specs import ModelSpec
+
+# Steps the host may be ahead of the token it waits for, when it must look at tokens at all.
+RUN_AHEAD = 8
+
+
+class Session:
+    """The state of one context size: cache, device-side position and token, captured graphs.
+
+    Everything a decode step reads or writes is a static device buffer, so that one captured
+    graph serves every request of its kind.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        parameters: dict[str, torch.Tensor],
+        decoder: Decoder,
+        *,
+        use_kv_cache: bool,
+        use_graph: bool,
+        prefill_chunk: int,
+    ) -> None:
+        embed = parameters["embed"]
+        device, context = embed.device, decoder.context
+        self.decoder = decoder
+        # Without a cache each pass starts at position 0 and reads back nothing: one slot will do.
+        self.cache = KVCache(
+            spec, context=context if use_kv_cache else 1, device=device, dtype=embed.dtype
+        )
+        self.just_warmed = True
+        self.logits: torch.Tensor  # [1, vocab_size] of the latest pass
+        self._sampler = Sampler(spec.shape.vocab_size, max_new_tokens=context, device=device)
+        self._device = device
+        self._use_kv_cache = use_kv_cache
+        self._use_graph = use_graph
+        self._prefill_chunk = prefill_chunk
+        self._graphs: dict[SamplingKind, torch.cuda.CUDAGraph] = {}
+        self._kind = kind_of(SamplingParams())
+        self._prompt_len = 0
+        # every token by its position; a step reads one entry and writes the next
+        self._sequence = torch.zeros(context + 1, dtype=torch.int64, device=device)
+        self._position = torch.zeros(1, dtype=torch.int32, device=device)
+        self._start = torch.zeros(1, dtype=torch.int32, device=device)
+        self._marks: list[float | torch.cuda.Event] = []
+        self._reader = torch.cuda.Stream() if device.type == "cuda" else None
+
+    def prepare(self, sampling: SamplingParams) -> None:
+        """Capture the decode step for this kind of sampling, if that was not done yet."""
+        self._kind = kind_of(sampling)
+        if not self._use_graph or self._kind in self._graphs:
+            return
+        self.just_warmed = True
+        self._sampler.begin(sampling, [0], max_new_tokens=1)
+        self._position.zero_()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self._step()  # compiles every kernel: capture must not
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._step()
+        self._graphs[self._kind] = graph
+
+    def prefill(self, prompt: Sequence[int], sampling: SamplingParams, max_new_tokens: int) -> None:
+        """Run the prompt, in pieces if it is long, and pick the first token."""
+        self._prompt_len = len(prompt)
+        self._sampler.begin(sampling, prompt, max_new_tokens=max_new_tokens)
+        ids = torch.tensor(prompt, dtype=torch.int64)
+        self._sequence[: len(prompt)].copy_(ids)
+        piece = self._prefill_chunk if self._use_kv_cache else len(prompt)
+        for start in range(0, len(prompt), piece):
+            self._start.fill_(start)
+            stop = min(start + piece, len(prompt))
+            self.logits = self.decoder.forward(
+                self._sequence[start:stop], self.cache, self._start, is_prefill=True
+            )
+        self._sequence[len(prompt) : len(prompt) + 1] = self._sampler.pick(self.logits[0])
+        self._position.fill_(len(prompt))
+
+    def read(self, index: int) -> int:
+        """Wait for the new token number `index` and give it to the host."""
+        return int(self._sequence[self._prompt_len + index])
+
+    def decode(self, steps: int, *, look: bool) -> Iterator[int]:
+        """Yield the tokens of `steps` decode steps.
+
+        With `look` each token is yielded while at most `RUN_AHEAD` further steps are under way
+        on the GPU; without, all steps are enqueued before the first token is read.
+        """
+        self._marks = [self._mark()]
+        if not look:
+            for _ in range(steps):
+                self._run_step()
+                self._marks.append(self._mark())
+            first = self._prompt_len + 1
+            yield from self._sequence[first : first + steps].tolist()
+            return
+        ahead = RUN_AHEAD if self._reader is not None else 0
+        for index in range(1, steps + ahead + 1):
+            if index <= steps:
+                self._run_step()
+                self._marks.append(self._mark())
+            if index > ahead:
+                yield self._read_behind(index - ahead)
+
+    def force(self, token: int) -> torch.Tensor:
+        """Put `token` in place of the latest pick and run a step: its logits [vocab_size]."""
+        self._sequence.index_fill_(0, self._position.long(), token)
+        self._step()
+        return self.logits[0]
+
+    def step_ms(self, steps: int) -> list[float]:
+        """Give the duration of each of the first `steps` decode steps."""
+        pairs = zip(self._marks[:steps], self._marks[1 : steps + 1], strict=True)
+        durations = []
+        for before, after in pairs:
+            if isinstance(before, float) and isinstance(after, float):
+                durations.append(1e3 * (after - before))
+            elif isinstance(before, torch.cuda.Event) and isinstance(after, torch.cuda.Event):
+                durations.append(before.elapsed_time(after))
+        return durations
+
+    def _read_behind(self, index: int) -> int:
+        mark = self._marks[index]
+        if self._reader is None or isinstance(mark, float):
+            return self.read(index)
+        # on a stream of its own: a read on the main stream would queue behind the steps ahead
+        with torch.cuda.stream(self._reader):
+            self._reader.wait_event(mark)
+            return self.read(index)
+
+    def _mark(self) -> float | torch.cuda.Event:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _run_step(self) -> None:
+        if self._use_graph:
+            self._graphs[self._kind].replay()
+        else:
+            self._step()
+
+    def _step(self) -> None:
+        """One decode step over static buffers; capturable, since nothing visits the host."""
+        if self._use_kv_cache:
+            index = self._position.long()
+            token = self._sequence.index_select(0, index)
+            self.logits = self.decoder.forward(token, self.cache, self._position, is_prefill=False)
+            self._sequence.index_copy_(0, index + 1, self._sampler.pick(self.logits[0]))
+        else:
+            length = int(self._position) + 1
+            self._start.zero_()
+            self.logits = self.decoder.forward(
+                self._sequence[:length], self.cache, self._start, is_prefill=True
+            )
+            self._sequence[length : length + 1] = self._sampler.pick(self.logits[0])
+        self._position += 1
+
+
+def context_bucket(tokens: int) -> int:
+    """Round a context up to a size graphs are captured for, by less than a quarter or 64."""
+    step = max(64, 1 << max(0, (tokens - 1).bit_length() - 3))
+    return -(-tokens // step) * step

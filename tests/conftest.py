@@ -1,0 +1,63 @@
+"""Fixtures shared by several test files."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+TOY_PLUGIN = (Path(__file__).parent / "toy_plugin.py").read_text()
+
+
+class PluginFolder:
+    """A folder of installed distributions, each with one plugin; `path` finds nothing else."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = [str(folder)]
+
+    def __call__(
+        self,
+        name: str = "toy",
+        *,
+        edits: dict[str, str] | None = None,
+        source: str = TOY_PLUGIN,
+        distribution: str | None = None,
+        version: str = "1.0",
+        requires: tuple[str, ...] = ("infer-core>=0.1,<0.2",),
+        attribute: str = "",
+        folder: Path | None = None,
+    ) -> str:
+        """Install a plugin as a wheel would; returns the name of its module.
+
+        `edits` (old text -> new text) spoils the toy plugin. `attribute` (":name") makes the entry
+        point an object inside the module.
+        """
+        for old, new in (edits or {}).items():
+            assert old in source, f"{old!r} is not in the plugin's source"
+            source = source.replace(old, new)
+        distribution = distribution or f"infer-{name}"
+        module = distribution.replace("-", "_").lower()
+        folder = folder or self.folder
+        info = folder / f"{module}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (folder / f"{module}.py").write_text(source)
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n"
+            + "".join(f"Requires-Dist: {line}\n" for line in requires)
+        )
+        (info / "entry_points.txt").write_text(
+            f"[infer_core.architectures]\n{name} = {module}{attribute}\n"
+        )
+        return module
+
+
+@pytest.fixture
+def make_plugin(tmp_path, monkeypatch):
+    """Install toy plugins: `make_plugin("toy")`, then `load_registry(path=make_plugin.path)`."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    yield PluginFolder(folder)
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]

@@ -1,0 +1,150 @@
+import pytest
+import torch
+from toy_specs import toy_spec
+
+from infer_core import Engine, RequestError, SamplingParams
+from infer_core.session import context_bucket
+from infer_core.weights import dummy_weights
+
+PROMPT = list(range(5, 37))
+
+
+def toy_engine(*, engine=None, **spec):
+    spec = toy_spec(**spec)
+    parameters = dummy_weights(spec, device="cpu", dtype=torch.float32)
+    return Engine(spec, parameters, weights_kind="dummy", **(engine or {}))
+
+
+def generate(engine, prompt=PROMPT, max_new_tokens=24, **arguments):
+    return engine.generate(prompt, max_new_tokens=max_new_tokens, **arguments)
+
+
+SHAPES = [
+    pytest.param({}, id="plain"),
+    pytest.param({"window": 9, "ring": True}, id="ring-shorter-than-prompt"),
+    pytest.param({"window": 200, "ring": True}, id="ring-longer-than-request"),
+    pytest.param({"qk_norm": "head", "biases": True}, id="qk-norm-and-biases"),
+    pytest.param({"sandwich": True, "tied": False}, id="sandwich-untied"),
+    pytest.param({"gated": False, "biases": True}, id="ungated-mlp"),
+]
+
+
+@pytest.mark.parametrize("spec", SHAPES)
+def test_cached_decoding_equals_recomputing_the_prefix(spec):
+    cached, uncached = toy_engine(**spec), toy_engine(**spec, engine={"kv_cache": False})
+
+    assert generate(cached).tokens == generate(uncached).tokens
+    assert generate(uncached).kv_cache_bytes == 0
+
+
+@pytest.mark.parametrize("spec", SHAPES)
+@pytest.mark.parametrize("prefill_chunk", [1, 7, 32])
+def test_prefill_in_pieces_equals_prefill_at_once(spec, prefill_chunk):
+    pieces = toy_engine(**spec, engine={"prefill_chunk": prefill_chunk})
+    ids = PROMPT + [3, 1, 4]
+
+    torch.testing.assert_close(
+        pieces.score(ids, prompt_len=32), toy_engine(**spec).score(ids, prompt_len=32)
+    )
+
+
+def test_ring_cache_equals_full_cache_under_the_window_mask():
+    ring, full = toy_engine(window=9, ring=True), toy_engine(window=9)
+
+    assert generate(ring).tokens == generate(full).tokens
+    # two of three layers keep 9 tokens instead of the bucket's 64
+    assert generate(ring).kv_cache_bytes == 2 * 2 * 12 * 4 * (9 + 9 + 64)
+    assert generate(full).kv_cache_bytes == 2 * 2 * 12 * 4 * 3 * 64
+
+
+def test_window_layer_forgets_tokens_older_than_the_window():
+    engine = toy_engine(num_layers=2, window=9)
+    one_windowed_layer = engine.spec.model_copy(
+        update={
+            "attention": (engine.spec.attention[0],) * 2,
+        }
+    )
+    engine = Engine(one_windowed_layer, engine.parameters)
+    # two layers of window 9 see at most 17 tokens back
+    changed = [1, 2, *PROMPT[2:]]
+
+    assert torch.equal(engine.score(PROMPT, prompt_len=31), engine.score(changed, prompt_len=31))
+
+
+def test_scores_of_prefill_and_of_decode_steps_agree():
+    engine = toy_engine(window=9, ring=True)
+
+    decoded = engine.score(PROMPT, prompt_len=20)
+
+    assert decoded.shape == (13, 97)
+    prefilled = torch.stack([engine.score(PROMPT[:n], prompt_len=n)[0] for n in range(20, 33)])
+    torch.testing.assert_close(decoded, prefilled)
+
+
+def test_a_request_leaves_nothing_behind_for_the_next():
+    engine = toy_engine(window=9, ring=True)
+    first = generate(engine)
+    generate(engine, prompt=[1] * 60, max_new_tokens=4)
+    sampled = SamplingParams(temperature=1.0, repetition_penalty=1.3, seed=5)
+    drawn = generate(engine, sampling=sampled).tokens
+
+    assert generate(engine).tokens == first.tokens
+    assert generate(engine, sampling=sampled).tokens == drawn
+
+
+def test_generation_stops_at_eos_and_keeps_it():
+    free = generate(toy_engine()).tokens
+    stop = next(token for token in free[3:] if token not in free[:3])
+    cut = free.index(stop) + 1
+    engine = toy_engine(eos_token_ids=(stop,))
+    seen = []
+
+    stopped = generate(engine, on_token=seen.append)
+
+    assert stopped.tokens == seen == free[:cut]
+    assert stopped.finish_reason == "eos"
+    assert len(stopped.step_ms) == cut - 1
+    ignored = generate(engine, ignore_eos=True)
+    assert (ignored.tokens, ignored.finish_reason) == (free, "length")
+
+
+def test_timings_cover_every_step_after_the_first_token():
+    result = generate(toy_engine())
+
+    assert len(result.tokens) == 24
+    assert len(result.step_ms) == 23
+    assert 0 < sum(result.step_ms) / 1e3 <= result.decode_s
+    assert result.ttft_ms / 1e3 + result.decode_s == pytest.approx(result.e2e_s)
+
+
+def test_one_new_token_needs_no_decode_step():
+    result = generate(toy_engine(), max_new_tokens=1)
+
+    assert (len(result.tokens), result.step_ms) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_new_tokens", "message"),
+    [
+        pytest.param([], 4, "the prompt is empty", id="empty"),
+        pytest.param([1, 97], 4, "id 97 is outside the vocabulary of 97", id="too-large-id"),
+        pytest.param([-1], 4, "id -1 is outside", id="negative-id"),
+        pytest.param([1], 0, "max_new_tokens is 0", id="nothing-asked"),
+        pytest.param([1] * 200, 57, r"200 prompt tokens \+ 57 new .*context of 256", id="too-long"),
+    ],
+)
+def test_impossible_requests_are_refused_before_anything_runs(prompt, max_new_tokens, message):
+    with pytest.raises(RequestError, match=message):
+        generate(toy_engine(), prompt=prompt, max_new_tokens=max_new_tokens)
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 65, 128, 512, 513, 1088, 2048, 2049, 5000, 33000])
+def test_context_buckets_waste_less_than_a_quarter_or_64_tokens(tokens):
+    bucket = context_bucket(tokens)
+
+    assert tokens <= bucket < tokens + max(64, tokens / 4)
+
+
+@pytest.mark.parametrize("tokens", [128, 512, 2048])
+def test_round_contexts_are_buckets_of_their_own(tokens):
+    assert context_bucket(tokens) == tokens
