@@ -545,6 +545,49 @@ def test_a_config_that_is_accounted_for_passes():
     )
 
 
+def test_what_older_writers_dump_for_every_model_passes():
+    audited(
+        {
+            "return_dict": True,
+            "output_hidden_states": False,
+            "output_scores": False,
+            "return_dict_in_generate": False,
+            "torchscript": False,
+            "tf_legacy_loss": False,
+            "use_bfloat16": False,
+            "pruned_heads": {},
+            "tie_encoder_decoder": False,
+            "add_cross_attention": False,
+            "is_encoder_decoder": False,
+            "is_decoder": False,
+            "cross_attention_hidden_size": None,
+            "chunk_size_feed_forward": 0,
+            "finetuning_task": None,
+            "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+            "label2id": {"LABEL_0": 0, "LABEL_1": 1},
+            "max_length": 20,
+            "min_length": 0,
+            "do_sample": False,
+            "early_stopping": False,
+            "num_beams": 1,
+            "num_beam_groups": 1,
+            "diversity_penalty": 0.0,
+            "temperature": 1.0,
+            "top_k": 50,
+            "top_p": 1.0,
+            "typical_p": 1.0,
+            "repetition_penalty": 1.0,
+            "length_penalty": 1.0,
+            "no_repeat_ngram_size": 0,
+            "encoder_no_repeat_ngram_size": 0,
+            "num_return_sequences": 1,
+            "remove_invalid_values": False,
+            "bad_words_ids": None,
+            "suppress_tokens": None,
+        }
+    )
+
+
 def test_every_unhandled_field_is_named_with_its_value_and_the_plugin():
     with pytest.raises(ConfigError) as error:
         audited({"hidden_size": 8, "alibi": True, "quantization_config": {"bits": 4}})

@@ -4,9 +4,9 @@ The oracle is transformers: its config objects, its attention modules and its te
 (models stand on the meta device, so even the largest costs no memory).
 """
 
+import functools
 import json
 import re
-import types
 from pathlib import Path
 
 import infer_gemma3
@@ -15,61 +15,33 @@ import infer_qwen3
 import pytest
 import torch
 import transformers
-from pydantic import ValidationError
 
 from infer_core import (
     ConfigError,
     KVCachePolicy,
     LinearRopeScaling,
     Llama3RopeScaling,
-    ModelSpec,
     NormFlavour,
+    PluginContractError,
     Rope,
 )
-from infer_core.config import audit, normalise, read_config, with_defaults
+from infer_core.config import normalise, read_config
 from infer_core.parameters import model_parameters
-
-
-def documented_plugin():
-    """Run the whole plugin that the guide shows, so that the guide cannot go stale."""
-    guide = Path(__file__).parents[1] / "docs" / "writing-a-plugin.md"
-    (code,) = re.findall(r"```python\n(\"\"\".*?)```", guide.read_text("utf-8"), re.DOTALL)
-    plugin = types.ModuleType("infer_mistral")
-    exec(compile(code, guide.name, "exec"), plugin.__dict__)
-    plugin.__version__ = "0.1.0"
-    return plugin
-
+from infer_core.plugins import load_registry
 
 PLUGINS = (infer_llama, infer_qwen3, infer_gemma3)
-SERVED = (*PLUGINS, documented_plugin())
 CONFIGS = Path(__file__).parent / "fixtures" / "configs"
+GUIDE = Path(__file__).parents[1] / "docs" / "writing-a-plugin.md"
 MODELS = sorted(path.stem for path in CONFIGS.glob("*.json"))
 
 
+@functools.cache
+def registry():
+    return load_registry(environ={})
+
+
 def resolve(raw):
-    """Build the spec from the plugin's hooks alone, without a plugin manager."""
-    config = normalise(raw)
-    architecture = config["architectures"][0]
-    (plugin,) = (
-        plugin for plugin in SERVED if architecture in plugin.infer_architectures().architectures
-    )
-    fields = plugin.infer_config_fields(config)
-    audit(config, fields, plugin=plugin.__name__)
-    config = with_defaults(config, fields)
-    return ModelSpec(
-        architecture=architecture,
-        plugin=plugin.__name__,
-        distribution=None,
-        plugin_version=plugin.__version__,
-        shape=plugin.infer_model_shape(config),
-        attention=tuple(plugin.infer_attention_layout(config)),
-        norm=plugin.infer_norm_flavour(config),
-        kv_cache=tuple(plugin.infer_kv_cache_policy(config)),
-        block=plugin.infer_block_layout(config),
-        weights=tuple(plugin.infer_weight_map(config)),
-        bos_token_id=config["bos_token_id"],
-        eos_token_ids=config["eos_token_ids"],
-    )
+    return registry().resolve(raw)
 
 
 def published(name):
@@ -228,11 +200,6 @@ def test_what_holds_for_all_sizes_of_a_family():
 # against transformers
 
 BIASED = {"attention_bias": True}
-GUIDE = {
-    **{k: v for k, v in infer_llama.TINY.items() if k != "rope_scaling"},
-    "architectures": ["MistralForCausalLM"],
-    "model_type": "mistral",
-}
 # name -> config; the small ones show what no published model uses
 ORACLE_CASES = {
     **{name: published(name) for name in MODELS},
@@ -264,9 +231,6 @@ ORACLE_CASES = {
             "original_max_position_embeddings": 1024,
         },
     },
-    "guide-default-window": GUIDE,
-    "guide-window": {**GUIDE, "sliding_window": 16, "head_dim": None, "tie_word_embeddings": False},
-    "guide-no-window": {**GUIDE, "sliding_window": None},
     "gemma3-layer-types": {
         **{k: v for k, v in infer_gemma3.TINY.items() if k != "sliding_window_pattern"},
         "layer_types": ["full_attention", "sliding_attention"] * 2,
@@ -277,7 +241,10 @@ ORACLE_CASES = {
 
 @pytest.mark.parametrize("raw", ORACLE_CASES.values(), ids=ORACLE_CASES)
 def test_specs_agree_with_transformers(raw):
-    spec = resolve(raw)
+    check_spec(resolve(raw), raw)
+
+
+def check_spec(spec, raw):
     outer = oracle_config(raw)
     oracle = outer.get_text_config()
     decoder = oracle_model(raw).get_decoder()
@@ -396,13 +363,40 @@ def test_family_defaults_are_those_of_transformers(plugin):
     assert stated == {name: getattr(oracle, name) for name in stated}
 
 
+# the guide
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({}, id="default-window"),
+        pytest.param({"sliding_window": None}, id="no-window"),
+        pytest.param({"sliding_window": 16, "head_dim": None}, id="window"),
+    ],
+)
+def test_the_plugin_the_guide_shows_agrees_with_transformers(make_plugin, change):
+    (source,) = re.findall(r'```python\n(""".*?)```', GUIDE.read_text("utf-8"), re.DOTALL)
+    raw = {
+        **{name: value for name, value in infer_llama.TINY.items() if name != "rope_scaling"},
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        **change,
+    }
+
+    make_plugin("mistral", source=source)
+    spec = load_registry(environ={}, path=make_plugin.path).resolve(raw)
+
+    check_spec(spec, raw)
+    check_weight_rules(spec, tensors_of(raw))
+
+
 # bad configs
 
 
 @pytest.mark.parametrize(
     ("base", "change", "complaint"),
     [
-        (infer_llama.TINY, {"sliding_window": 16}, "'infer_llama' .*sliding_window = 16"),
+        (infer_llama.TINY, {"sliding_window": 16}, "'llama' .*sliding_window = 16"),
         (infer_llama.TINY, {"partial_rotary_factor": 0.5}, "rope_parameters.partial_rotary_factor"),
         (infer_llama.TINY, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
         (infer_llama.TINY, {"hidden_act": "relu2"}, "activation 'relu2'"),
@@ -416,7 +410,7 @@ def test_family_defaults_are_those_of_transformers(plugin):
             },
             "expects one RoPE",
         ),
-        (infer_qwen3.TINY, {"num_experts": 8}, "'infer_qwen3' .*num_experts = 8"),
+        (infer_qwen3.TINY, {"num_experts": 8}, "'qwen3' .*num_experts = 8"),
         (infer_qwen3.TINY, {"rope_theta": None}, "states no rope_theta"),
         (
             infer_qwen3.TINY,
@@ -461,5 +455,14 @@ def test_a_config_the_family_does_not_cover_is_an_error(base, change, complaint)
 )
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.__name__)
 def test_a_value_of_the_wrong_type_is_named_by_the_answer_it_spoils(plugin, change, model, field):
-    with pytest.raises(ValidationError, match=rf"for {model}\n(.*\n)*.*{field}"):
+    hook = {
+        "NormFlavour": "infer_norm_flavour",
+        "ModelShape": "infer_model_shape",
+        "AttentionLayout": "infer_attention_layout",
+    }[model]
+
+    with pytest.raises(
+        PluginContractError,
+        match=f"{plugin.__name__[6:]}.*{hook} built an invalid {model}: .*{field}",
+    ):
         resolve({**plugin.TINY, **change})
