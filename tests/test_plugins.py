@@ -443,10 +443,10 @@ def test_one_distribution_met_twice_on_the_path_is_one_plugin(make_plugin, tmp_p
             id="validation-error",
         ),
         pytest.param(
-            {'config["width"]': 'config["depth"]'},
+            {"vocab_size=32": "vocab_size={}['v']"},
             PluginError,
-            r"infer_model_shape raised KeyError: 'depth' \(config.json has no such field\)",
-            id="field-missing-in-config",
+            "infer_model_shape raised KeyError: 'v'",
+            id="key-error",
         ),
         pytest.param(
             {"return NormFlavour(eps=1e-6)": "raise SystemExit(1)"},
@@ -480,6 +480,24 @@ def test_a_keyboard_interrupt_in_a_hook_is_not_swallowed(make_plugin, load):
     make_plugin("toy", edits={"return NormFlavour(eps=1e-6)": "raise KeyboardInterrupt"})
     with pytest.raises(KeyboardInterrupt):
         load().resolve(TOY)
+
+
+def test_a_field_the_config_lacks_is_a_config_error_naming_field_and_hook(make_plugin, load):
+    make_plugin("toy", edits={'config["width"]': 'config["depth"]'})
+    with pytest.raises(ConfigError, match=r"plugin 'toy' .*infer_model_shape: .*no 'depth'"):
+        load().resolve(TOY)
+
+
+def test_a_family_default_reaches_the_hooks_where_the_config_is_silent(make_plugin, load):
+    fields = 'ConfigFields(honoured=set(), defaults={"width": 24, "eos_token_ids": (7,)})'
+    make_plugin("toy", edits={'ConfigFields(honoured={"width"})': fields})
+    registry = load()
+
+    silent = registry.resolve({"architectures": ["ToyForCausalLM"]})
+    stated = registry.resolve(TOY)
+
+    assert (silent.shape.hidden_size, silent.eos_token_ids) == (24, (7,))
+    assert (stated.shape.hidden_size, stated.eos_token_ids) == (8, (1, 2))
 
 
 def test_a_config_error_of_a_plugin_stays_a_config_error(make_plugin, load):
