@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from infer_core.config import audit, normalise
+from infer_core.config import audit, normalise, with_defaults
 from infer_core.errors import (
     AmbiguousArchitecture,
     ConfigError,
@@ -77,7 +77,9 @@ class PluginRegistry:
         config = normalise(raw_config)
         architecture, owner = self._owner(config)
         status, hooks = self._status(owner), self._hooks[owner]
-        audit(config, hooks.ask("infer_config_fields", config=config), plugin=owner)
+        fields = hooks.ask("infer_config_fields", config=config)
+        audit(config, fields, plugin=owner)
+        config = with_defaults(config, fields)
         shape = hooks.ask("infer_model_shape", config=config)
         attention = hooks.ask("infer_attention_layout", config=config)
         norm = hooks.ask("infer_norm_flavour", config=config)

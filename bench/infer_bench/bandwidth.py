@@ -41,10 +41,13 @@ def _seconds(run: Callable[[], object]) -> float:
     import torch
 
     run()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(REPEATS + 1)]
+    events = [
+        torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        for _ in range(REPEATS + 1)
+    ]
     events[0].record()
     for event in events[1:]:
         run()
         event.record()
     torch.cuda.synchronize()
-    return 1e-3 * median(a.elapsed_time(b) for a, b in pairwise(events))
+    return 1e-3 * float(median(a.elapsed_time(b) for a, b in pairwise(events)))

@@ -56,7 +56,7 @@ _TABLES = (
 def report_tables(report: Report) -> list[Table]:
     """Lay out every metric the report holds, the log's order first, then load and warm-up."""
     cells = {(row.model, row.case): row for row in report.rows}
-    tables = []
+    tables: list[Table] = []
     for title, columns in _TABLES:
         known = [
             column
@@ -134,13 +134,15 @@ def to_markdown(table: Table) -> str:
 def to_rich(table: Table) -> "RichTable":
     """Render for a terminal."""
     from rich.table import Table as RichTable
+    from rich.text import Text
 
     rich = RichTable(title=table.title, title_justify="left", title_style="bold")
-    rich.add_column(table.header[0])
+    # Text, because a folder's name may look like rich's markup
+    rich.add_column(Text(table.header[0]))
     for name in table.header[1:]:
-        rich.add_column(name, justify="right")
+        rich.add_column(Text(name), justify="right")
     for row in table.rows:
-        rich.add_row(*row)
+        rich.add_row(*map(Text, row))
     return rich
 
 
