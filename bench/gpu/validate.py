@@ -17,7 +17,11 @@ import torch
 import transformers
 
 from infer_core import Engine
+from infer_core.decoder import Decoder
+from infer_core.kv_cache import KVCache
 from infer_core.model_source import resolve_model
+from infer_core.ops import ops_for
+from infer_core.parameters import model_parameters
 from infer_core.plugins import load_registry
 
 PROMPT, FORCED = 600, 64  # the prompt is longer than the smallest window of the references
@@ -30,8 +34,6 @@ def oracle_from(engine: Engine, config: dict) -> torch.nn.Module:
         oracle = kind(kind.config_class.from_dict(config))
     oracle = oracle.to(torch.bfloat16)
     state = {}
-    from infer_core.parameters import model_parameters
-
     table = model_parameters(engine.spec)
     wanted = set(oracle.state_dict())
     for rule in engine.spec.weights:
@@ -51,11 +53,11 @@ def oracle_from(engine: Engine, config: dict) -> torch.nn.Module:
     real = kind(
         kind.config_class.from_dict({**config, "num_hidden_layers": 1, "layer_types": None})
     )
-    oracle.model.rotary_emb = type(real.model.rotary_emb)(oracle.config).cuda()
-    for name, module in oracle.named_modules():
+    oracle.model.rotary_emb = type(real.model.rotary_emb)(oracle.config)
+    for _, module in oracle.named_modules():
         if hasattr(module, "embed_scale"):
-            module.embed_scale = torch.tensor(module.scalar_embed_scale, device="cuda")
-    return oracle.cuda().eval()
+            module.embed_scale = torch.tensor(module.scalar_embed_scale)
+    return oracle.to(engine.device).eval()
 
 
 def relative_error(logits: torch.Tensor, truth: torch.Tensor) -> float:
@@ -64,32 +66,39 @@ def relative_error(logits: torch.Tensor, truth: torch.Tensor) -> float:
 
 
 @torch.inference_mode()
-def check(name: str, steps: int) -> list[tuple[str, bool]]:
+def check(name: str, steps: int, device: str) -> list[tuple[str, bool]]:
     """Run every check on one reference model."""
     registry = load_registry()
-    model = resolve_model(name, registry, device="cuda")
-    engine = Engine.load(model, device="cuda", weights="dummy")
+    model = resolve_model(name, registry, device=device)
+    engine = Engine.load(model, device=device, dtype="bfloat16", weights="dummy")
     generator = torch.Generator().manual_seed(1)
     vocab = engine.spec.shape.vocab_size
     ids = torch.randint(vocab, (PROMPT + FORCED,), generator=generator)
 
-    ours = engine.score(ids.tolist(), prompt_len=PROMPT)
+    decoded = engine.score(ids.tolist(), prompt_len=PROMPT)[1:]
+    ops = ops_for(engine.device)
+    decoder = Decoder(engine.spec, engine.parameters, context=PROMPT + FORCED, ops=ops)
+    cache = KVCache(engine.spec, context=PROMPT + FORCED, device=device, dtype=engine.dtype)
+    start = torch.zeros(1, dtype=torch.int32, device=device)
+    prefilled = decoder.forward(
+        ids[:PROMPT].to(device), cache, start, is_prefill=True, every_row=True
+    )
 
     oracle = oracle_from(engine, dict(model.config))
-    batch = ids[None].cuda()
-    eager = oracle(input_ids=batch, use_cache=False).logits[0, PROMPT - 1 :].float()
+    batch = ids[None].to(device)
+    eager = oracle(input_ids=batch, use_cache=False).logits[0].float()
     oracle = oracle.float()
-    truth = oracle(input_ids=batch, use_cache=False).logits[0, PROMPT - 1 :].float()
+    truth = oracle(input_ids=batch, use_cache=False).logits[0].float()
     del oracle
     gc.collect()
     torch.cuda.empty_cache()
 
     results = []
-    for what, rows in (("prefill", slice(0, 1)), ("decode", slice(1, None))):
-        mine, theirs = (
-            relative_error(ours[rows], truth[rows]),
-            relative_error(eager[rows], truth[rows]),
-        )
+    for what, ours, rows in (
+        ("prefill", prefilled, slice(0, PROMPT)),
+        ("decode", decoded, slice(PROMPT, None)),
+    ):
+        mine, theirs = relative_error(ours, truth[rows]), relative_error(eager[rows], truth[rows])
         results.append(
             (f"{name} {what}: error {mine:.5f}, transformers bf16 {theirs:.5f}", mine <= theirs)
         )
@@ -112,11 +121,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", nargs="*")
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--device", default="cuda", help="cpu tries this script on tiny models")
     arguments = parser.parse_args()
     names = arguments.model or [m.name for _, m in load_registry().reference_models()]
     failed = 0
     for name in names:
-        for line, passed in check(name, arguments.steps):
+        for line, passed in check(name, arguments.steps, arguments.device):
             failed += not passed
             print(("ok   " if passed else "FAIL ") + line, flush=True)
         gc.collect()
