@@ -41,7 +41,7 @@ def test_cached_decoding_equals_recomputing_the_prefix(spec):
 @pytest.mark.parametrize("prefill_chunk", [1, 7, 32])
 def test_prefill_in_pieces_equals_prefill_at_once(spec, prefill_chunk):
     pieces = toy_engine(**spec, engine={"prefill_chunk": prefill_chunk})
-    ids = PROMPT + [3, 1, 4]
+    ids = [*PROMPT, 3, 1, 4]
 
     torch.testing.assert_close(
         pieces.score(ids, prompt_len=32), toy_engine(**spec).score(ids, prompt_len=32)
