@@ -65,7 +65,9 @@ def prefill_attention_ref(
     if logit_softcap is not None:
         scores = logit_softcap * torch.tanh(scores / logit_softcap)
     weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
-    y: torch.Tensor = weights @ v.repeat_interleave(group_size, 0)  # [num_heads, num_tokens, head_dim]
+    y: torch.Tensor = weights @ v.repeat_interleave(
+        group_size, 0
+    )  # [num_heads, num_tokens, head_dim]
     return y.transpose(0, 1).flatten(1).to(qkv.dtype)
 
 
