@@ -1,0 +1,132 @@
+"""Residual addition and the RMSNorm after it; one program takes one row.
+
+    new_residual = residual + x                          or, with post_weight (sandwich norm),
+    new_residual = residual + rms_norm(x, post_weight)
+    normed       = rms_norm(new_residual, weight)
+
+Shapes  x, residual, normed, new_residual [num_tokens, hidden_size]; weights [hidden_size].
+Dtypes  all share one of float32, float16, bfloat16; means are float32. new_residual is rounded
+        to the dtype before it is normalised, and so is rms_norm(x, post_weight), as in the models.
+Bound   memory: moves 4 * x.nbytes + weight.nbytes (twice with post_weight); unfused it is 6.
+Source  pre-norm residual blocks, arXiv:2002.04745; the norm on a block's output is that of the
+        published Gemma 2 and 3 models.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from infer_core.kernels._common import check_rows, check_tensor, scale_by_norm_weight
+from infer_core.kernels.rms_norm import norm_warps, rms_norm_ref
+
+
+def add_rms_norm_ref(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    *,
+    post_weight: torch.Tensor | None = None,
+    weight_offset: float = 0.0,
+    weight_in_fp32: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Define the kernel in plain torch; returns (normed, new_residual), arguments untouched."""
+
+    def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return rms_norm_ref(
+            x, weight, eps, weight_offset=weight_offset, weight_in_fp32=weight_in_fp32
+        )
+
+    new_residual = residual + (x if post_weight is None else norm(x, post_weight))
+    return norm(new_residual, weight), new_residual
+
+
+@triton.jit
+def _add_rms_norm_kernel(
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    post_weight_ptr,
+    normed_ptr,
+    new_residual_ptr,
+    stride_x_row,
+    stride_residual_row,
+    stride_out_row,
+    hidden_size,
+    eps,
+    weight_offset,
+    POST_NORM: tl.constexpr,
+    WEIGHT_IN_FP32: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK_SIZE)
+    mask = cols < hidden_size
+
+    x = tl.load(x_ptr + row * stride_x_row + cols, mask=mask, other=0.0)
+    residual = tl.load(residual_ptr + row * stride_residual_row + cols, mask=mask, other=0.0)
+    weight = tl.load(weight_ptr + cols, mask=mask, other=0.0)
+    dtype = x.dtype
+
+    if POST_NORM:
+        post_weight = tl.load(post_weight_ptr + cols, mask=mask, other=0.0)
+        x_fp32 = x.to(tl.float32)
+        rstd = tl.rsqrt(tl.sum(x_fp32 * x_fp32, axis=0) / hidden_size + eps)
+        x = scale_by_norm_weight(x_fp32 * rstd, post_weight, weight_offset, dtype, WEIGHT_IN_FP32)
+
+    new_residual = (residual.to(tl.float32) + x.to(tl.float32)).to(dtype)
+    tl.store(new_residual_ptr + row * stride_out_row + cols, new_residual, mask=mask)
+
+    r_fp32 = new_residual.to(tl.float32)
+    rstd = tl.rsqrt(tl.sum(r_fp32 * r_fp32, axis=0) / hidden_size + eps)
+    y = scale_by_norm_weight(r_fp32 * rstd, weight, weight_offset, dtype, WEIGHT_IN_FP32)
+    tl.store(normed_ptr + row * stride_out_row + cols, y, mask=mask)
+
+
+def add_rms_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    *,
+    post_weight: torch.Tensor | None = None,
+    weight_offset: float = 0.0,
+    weight_in_fp32: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Launch the kernel; same contract as `add_rms_norm_ref`.
+
+    Raises:
+        ValueError: a shape or dtype differs from that of `x`, or a last dimension is strided.
+    """
+    check_rows("add_rms_norm", "x", x)
+    check_rows("add_rms_norm", "residual", residual, x.shape[1])
+    if residual.shape != x.shape or residual.dtype != x.dtype:
+        raise ValueError(
+            f"add_rms_norm: residual is {residual.dtype} {tuple(residual.shape)}, expected "
+            f"x's {x.dtype} {tuple(x.shape)}"
+        )
+    check_tensor("add_rms_norm", "weight", weight, x.shape[1:], x.dtype)
+    if post_weight is not None:
+        check_tensor("add_rms_norm", "post_weight", post_weight, x.shape[1:], x.dtype)
+    normed = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    new_residual = torch.empty_like(normed)
+    block_size = triton.next_power_of_2(x.shape[1])
+    _add_rms_norm_kernel[(x.shape[0],)](
+        x,
+        residual,
+        weight,
+        post_weight,
+        normed,
+        new_residual,
+        x.stride(0),
+        residual.stride(0),
+        normed.stride(0),
+        x.shape[1],
+        eps,
+        weight_offset,
+        POST_NORM=post_weight is not None,
+        WEIGHT_IN_FP32=weight_in_fp32,
+        BLOCK_SIZE=block_size,
+        num_warps=norm_warps(block_size),
+    )
+    return normed, new_residual
