@@ -1,0 +1,259 @@
+"""Causal attention of a chunk of tokens (prefill) over the cached past and the chunk itself.
+
+    y[i] = sum_j softmax_j(cap(q[i] . k[j] * softmax_scale)) v[j]
+    cap(s) = logit_softcap * tanh(s / logit_softcap), or s
+
+Token i has position start + i and sees positions p in (start + i - window, start + i]: those
+below `start` in slot p % capacity of the cache, the others in qkv. The chunk is NOT yet in the
+cache (a ring would already have lost the slots its first tokens need).
+
+Shapes  qkv (q and k rotated), k_cache, v_cache as in `infer_core.kernels`; start [1];
+        y [num_tokens, num_heads * head_dim].
+Dtypes  qkv, caches and y share one of float32, float16, bfloat16; start int32. Scores, softmax and
+        sums are float32; half-precision weights of v are rounded to the dtype for the tensor cores.
+Bound   compute: 4 * num_heads * head_dim FLOPs a pair of tokens that see each other.
+Source  online softmax, arXiv:2205.14135; soft cap, arXiv:2408.00118.
+
+One program takes one kv head and BLOCK_M rows, a row being (token, query head of the group): the
+group shares each K and V tile. Tiles outside the window are never visited. The grid follows from
+num_tokens alone, the length of the past is read on the device.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from infer_core.kernels._common import (
+    at_least_fp32,
+    check_cache,
+    check_heads,
+    check_position,
+    tanh,
+)
+
+
+def prefill_attention_ref(
+    qkv: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    start: torch.Tensor,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    softmax_scale: float,
+    window: int | None = None,
+    logit_softcap: float | None = None,
+) -> torch.Tensor:
+    """Define the kernel in plain torch, with every score in memory."""
+    num_tokens, capacity = qkv.shape[0], k_cache.shape[1]
+    heads = at_least_fp32(qkv).unflatten(1, (-1, head_dim)).transpose(0, 1)
+    q, k, v = heads.split([num_heads, num_kv_heads, num_kv_heads])
+
+    first = int(start)
+    past = torch.arange(max(0, first - capacity), first, device=qkv.device)
+    k = torch.cat([k_cache[:, past % capacity].to(k.dtype), k], dim=1)
+    v = torch.cat([v_cache[:, past % capacity].to(v.dtype), v], dim=1)
+    own = torch.arange(first, first + num_tokens, device=qkv.device)
+    distance = own[:, None] - torch.cat([past, own])[None, :]
+    visible = distance >= 0
+    if window is not None:
+        visible &= distance < window
+
+    group_size = num_heads // num_kv_heads
+    scores = softmax_scale * q @ k.repeat_interleave(group_size, 0).transpose(1, 2)
+    if logit_softcap is not None:
+        scores = logit_softcap * torch.tanh(scores / logit_softcap)
+    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+    y: torch.Tensor = weights @ v.repeat_interleave(group_size, 0)
+    return y.transpose(0, 1).flatten(1).to(qkv.dtype)  # from [num_heads, num_tokens, head_dim]
+
+
+@triton.jit
+def softmax_scores(products, score_scale, softcap_scale, SOFTCAP: tl.constexpr):
+    """Scores in units of log 2 from q . k, with the two factors of `score_scales`."""
+    scores = products * score_scale
+    if SOFTCAP:
+        scores = softcap_scale * tanh(scores)
+    return scores
+
+
+@triton.jit
+def softmax_update(scores, visible, v, maximum, total, acc):
+    """Take one tile into the running (maximum, total, weighted sum of v) of each row."""
+    scores = tl.where(visible, scores, float("-inf"))
+    new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
+    # a row that saw nothing yet has maximum -inf, and -inf - -inf is NaN
+    shift = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+    weights = tl.exp2(scores - shift[:, None])
+    keep = tl.exp2(maximum - shift)
+    total = total * keep + tl.sum(weights, axis=1)
+    acc = tl.dot(weights.to(v.dtype), v, acc=acc * keep[:, None], input_precision="ieee")
+    return new_maximum, total, acc
+
+
+# The number of tokens changes with every prompt: specialising on it would recompile in a request.
+@triton.jit(do_not_specialize=["num_tokens"])
+def _prefill_attention_kernel(
+    qkv_ptr,
+    k_cache_ptr,
+    v_cache_ptr,
+    start_ptr,
+    y_ptr,
+    num_tokens,
+    stride_qkv_row,
+    stride_y_row,
+    capacity,
+    score_scale,
+    softcap_scale,
+    window,
+    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
+    kv_head = tl.program_id(1).to(tl.int64)
+    start = tl.load(start_ptr)
+
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    tokens = rows // GROUP
+    dims = tl.arange(0, BLOCK_DIM)
+    is_dim = dims < HEAD_DIM
+    q_mask = (tokens < num_tokens)[:, None] & is_dim[None, :]
+    # column of the row's query head; token * stride in int64, or a long prompt overflows
+    q_cols = (kv_head * GROUP + rows % GROUP)[:, None] * HEAD_DIM + dims[None, :]
+    wide_tokens = tokens.to(tl.int64)[:, None]
+    q = tl.load(qkv_ptr + wide_tokens * stride_qkv_row + q_cols, mask=q_mask, other=0.0)
+
+    maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_DIM], tl.float32)
+
+    first_token = tl.program_id(0) * BLOCK_M // GROUP
+    end_token = tl.minimum((tl.program_id(0) * BLOCK_M + BLOCK_M - 1) // GROUP + 1, num_tokens)
+    first_past = 0
+    first_own = 0
+    if WINDOW:
+        first_past = tl.maximum(start + first_token - window + 1, 0)
+        first_own = tl.maximum(first_token - window + 1, 0)
+
+    cache_offset = kv_head * capacity * HEAD_DIM
+    for tile in range(first_past, start, BLOCK_N):
+        positions = tile + tl.arange(0, BLOCK_N)
+        in_past = positions < start
+        offsets = cache_offset + (positions % capacity).to(tl.int64) * HEAD_DIM
+        k_ptrs = k_cache_ptr + offsets[None, :] + dims[:, None]
+        v_ptrs = v_cache_ptr + offsets[:, None] + dims[None, :]
+        k = tl.load(k_ptrs, mask=in_past[None, :] & is_dim[:, None], other=0.0)
+        v = tl.load(v_ptrs, mask=in_past[:, None] & is_dim[None, :], other=0.0)
+        visible = in_past[None, :]
+        if WINDOW:
+            visible = visible & (positions[None, :] > start + tokens[:, None] - window)
+        products = tl.dot(q, k, input_precision="ieee")
+        scores = softmax_scores(products, score_scale, softcap_scale, SOFTCAP)
+        maximum, total, acc = softmax_update(scores, visible, v, maximum, total, acc)
+
+    k_row = qkv_ptr + (NUM_HEADS + kv_head) * HEAD_DIM
+    v_row = k_row + NUM_KV_HEADS * HEAD_DIM
+    for tile in range(first_own, end_token, BLOCK_N):
+        keys = tile + tl.arange(0, BLOCK_N)
+        in_chunk = keys < end_token
+        offsets = keys.to(tl.int64) * stride_qkv_row
+        k_ptrs = k_row + offsets[None, :] + dims[:, None]
+        v_ptrs = v_row + offsets[:, None] + dims[None, :]
+        k = tl.load(k_ptrs, mask=in_chunk[None, :] & is_dim[:, None], other=0.0)
+        v = tl.load(v_ptrs, mask=in_chunk[:, None] & is_dim[None, :], other=0.0)
+        visible = in_chunk[None, :] & (keys[None, :] <= tokens[:, None])
+        if WINDOW:
+            visible = visible & (keys[None, :] > tokens[:, None] - window)
+        products = tl.dot(q, k, input_precision="ieee")
+        scores = softmax_scores(products, score_scale, softcap_scale, SOFTCAP)
+        maximum, total, acc = softmax_update(scores, visible, v, maximum, total, acc)
+
+    y = acc / total[:, None]  # a stored row has total > 0: it sees itself
+    tl.store(y_ptr + wide_tokens * stride_y_row + q_cols, y.to(q.dtype), mask=q_mask)
+
+
+def prefill_attention(
+    qkv: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    start: torch.Tensor,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    softmax_scale: float,
+    window: int | None = None,
+    logit_softcap: float | None = None,
+) -> torch.Tensor:
+    """Launch the kernel; same contract as `prefill_attention_ref`.
+
+    The cache must hold every past position a token sees: capacity >= min(window, context).
+
+    Raises:
+        ValueError: a shape, stride or dtype is not as the file's docstring says.
+    """
+    name = "prefill_attention"
+    check_heads(name, qkv, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
+    check_position(name, "start", start)
+    capacity = check_cache(
+        name, k_cache, v_cache, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype=qkv.dtype
+    )
+    if window is not None and window < 1:
+        raise ValueError(f"{name}: window is {window}; a token sees at least itself")
+    num_tokens = qkv.shape[0]
+    y = torch.empty((num_tokens, num_heads * head_dim), dtype=qkv.dtype, device=qkv.device)
+    block_m, block_n, num_warps, num_stages = tile_sizes(head_dim, qkv.dtype)
+    num_rows = num_tokens * (num_heads // num_kv_heads)
+    _prefill_attention_kernel[(triton.cdiv(num_rows, block_m), num_kv_heads)](
+        qkv,
+        k_cache,
+        v_cache,
+        start,
+        y,
+        num_tokens,
+        qkv.stride(0),
+        y.stride(0),
+        capacity,
+        *score_scales(softmax_scale, logit_softcap),
+        window or 0,
+        NUM_HEADS=num_heads,
+        NUM_KV_HEADS=num_kv_heads,
+        HEAD_DIM=head_dim,
+        WINDOW=window is not None,
+        SOFTCAP=logit_softcap is not None,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_DIM=max(16, triton.next_power_of_2(head_dim)),
+        num_warps=num_warps,
+        num_stages=num_stages,
+    )
+    return y
+
+
+def score_scales(softmax_scale: float, logit_softcap: float | None) -> tuple[float, float]:
+    """Factors before and after tanh, or (factor, unused) without a soft cap.
+
+    log2(e) is folded in, as exp2 is the instruction the hardware has; doing it here in float64
+    saves a rounding of every score.
+    """
+    if logit_softcap is None:
+        return softmax_scale * math.log2(math.e), 0.0
+    return softmax_scale / logit_softcap, logit_softcap * math.log2(math.e)
+
+
+def tile_sizes(head_dim: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
+    """(BLOCK_M, BLOCK_N, num_warps, num_stages): what fits the registers; not tuned on a device."""
+    if dtype == torch.float32:  # no tensor cores: for checking results, not for speed
+        return (16, 16, 4, 1) if head_dim > 64 else (32, 32, 4, 1)
+    if head_dim > 128:
+        return 64, 64, 8, 2
+    return 64, 64, 4, 3
