@@ -42,7 +42,7 @@ def same_numbers_every_run():
 
 @pytest.fixture
 def assert_as_accurate_as_eager():
-    """Hold a kernel to twice eager torch's error against float64, and half a unit of rounding.
+    """Hold a kernel to twice eager torch's error against float64, and a unit of rounding.
 
     The rest, eps * max, is what rounding the result once may cost each of the two.
     """
