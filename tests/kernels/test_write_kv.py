@@ -45,6 +45,24 @@ def test_each_slot_gets_the_latest_token_that_maps_to_it(device):
     assert torch.equal(k_cache, v_cache)
 
 
+@pytest.mark.parametrize("count", [1, 3, 8, 9, 20])
+@pytest.mark.parametrize("capacity", [8, 64])
+def test_padding_rows_are_not_written(count, capacity, dtype, device):
+    qkv = torch.randn(21, WIDTH, device=device).to(dtype)
+    position = torch.tensor([30], dtype=torch.int32, device=device)
+    caches = torch.randn(2, 2, capacity, 12, device=device).to(dtype)
+    expected = caches.clone()
+    real = torch.tensor([count], dtype=torch.int32, device=device)
+
+    write_kv(qkv, position, caches[0], caches[1], **HEADS, count=real)
+
+    write_kv(qkv[:count], position, expected[0], expected[1], **HEADS)
+    assert torch.equal(caches, expected)
+    reference = torch.zeros_like(caches)
+    write_kv_ref(qkv, position, reference[0], reference[1], **HEADS, count=real)
+    assert (reference.abs().amax(dim=(0, 1, 3)) > 0).sum() == min(count, capacity)
+
+
 def test_strided_rows_are_read_row_by_row(device):
     qkv = torch.randn(3, 200, device=device)[:, 50 : 50 + WIDTH]
     position = torch.zeros(1, dtype=torch.int32, device=device)
