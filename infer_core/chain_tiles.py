@@ -34,36 +34,41 @@ class AttentionSplit:
 
 
 def default_tiles(spec: ModelSpec, num_sms: int) -> ChainTiles:
-    """Return tiles within a few percent of tuned ones."""
+    """Return tiles within a few percent of tuned ones.
+
+    Tried on an H200, whole steps of a 1B, a 1.7B and a 1B sandwich-norm model: 60 tiles each.
+    """
     hidden, inter = spec.shape.hidden_size, spec.shape.intermediate_size
     first = spec.attention[0]
     width = first.num_heads * first.head_dim
     qkv_rows = (first.num_heads + 2 * first.num_kv_heads) * first.head_dim
+    up_width = 2 * hidden if spec.block.gated else hidden
     return ChainTiles(
-        qkv=linear_tile(qkv_rows, hidden, num_sms),
-        attn_out=linear_tile(hidden, width, num_sms),
-        gate_up=linear_tile(inter, hidden, num_sms, matrices=2 if spec.block.gated else 1),
-        mlp_out=linear_tile(hidden, inter, num_sms),
-        lm_head=linear_tile(spec.shape.vocab_size, hidden, num_sms),
+        qkv=_tile(qkv_rows, hidden, num_sms, per_thread=64, warps=4, per_sm=4),
+        attn_out=_tile(hidden, width, num_sms, per_thread=32, warps=8, per_sm=2),
+        gate_up=_tile(inter, up_width, num_sms, per_thread=96, warps=4, per_sm=4),
+        mlp_out=_tile(hidden, inter, num_sms, per_thread=64, warps=8, per_sm=2),
+        lm_head=_tile(spec.shape.vocab_size, hidden, num_sms, per_thread=128, warps=4, per_sm=4),
     )
 
 
-def linear_tile(num_rows: int, width: int, num_sms: int, *, matrices: int = 1) -> Tile:
-    """Return the tile of a linear layer [matrices * num_rows, width]."""
-    warps = 8 if width >= 2048 else 4
-    rows = 8
-    while rows > 1 and matrices * rows * triton.next_power_of_2(width) > 64 * 32 * warps:
-        rows //= 2
-    tiles = -(-num_rows // rows)
-    per_sm = max(1, min(4 if warps == 4 else 2, tiles // num_sms))
-    return Tile(rows, warps, per_sm)
+def _tile(
+    num_rows: int, width: int, num_sms: int, *, per_thread: int, warps: int, per_sm: int
+) -> Tile:
+    """As many rows, a power of two, as give each thread `per_thread` elements of the tile."""
+    fit = per_thread * 32 * warps // max(width, 1)
+    wanted = max(1, min(fit, num_rows // num_sms))
+    return Tile(1 << (wanted.bit_length() - 1), warps, per_sm)
 
 
-def attention_split(attention: AttentionLayout, slots: int, num_sms: int) -> AttentionSplit:
-    """Cut a cache of `slots` so that the splits fill the GPU and few have to be merged."""
-    wanted = 16 if attention.num_kv_heads * 32 > num_sms else 32
-    wanted = max(wanted, min(64, slots // 512))
-    split = max(16, triton.next_power_of_2(-(-slots // wanted)))
+def attention_split(attention: AttentionLayout, slots: int) -> AttentionSplit:
+    """Cut a cache of `slots` into about 8 splits, each small enough to lie in registers.
+
+    Every program of the out projection merges the splits, so that few and large ones win: on an
+    H200, 32 splits instead of 8 cost 5 us a layer.
+    """
     width = triton.next_power_of_2(attention.head_dim)
-    block = min(split, max(16, 16384 // width))
-    return AttentionSplit(split, block, warps=8 if block * width > 8192 else 4)
+    wanted = triton.next_power_of_2(-(-slots // 8))
+    block = max(16, 8192 // width, min(wanted, 32768 // width))
+    split = max(block, triton.next_power_of_2(-(-slots // 64)))
+    return AttentionSplit(split, block, warps=max(4, min(16, block * width // 2048)))

@@ -167,7 +167,7 @@ class DecodeChain:
             k_cache, v_cache = kv_cache[layer]
             capacity = k_cache.shape[1]
             slots = min(capacity, max_context)
-            plan = attention_split(attention, slots, self._sms)
+            plan = attention_split(attention, slots)
             qkv_rows = (attention.num_heads + 2 * attention.num_kv_heads) * attention.head_dim
             width = attention.num_heads * attention.head_dim
             num_splits = -(-slots // plan.split)

@@ -139,9 +139,7 @@ def _load_past(
 
 
 @triton.jit
-def _attend(
-    q, keys, values, seen, best, total, acc, SCALE: tl.constexpr, SOFTCAP: tl.constexpr
-):
+def _attend(q, keys, values, seen, best, total, acc, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
     """One step of the online softmax over a tile of past tokens."""
     scores = tl.dot(q, tl.trans(keys), input_precision="ieee") * SCALE
     if SOFTCAP is not None:

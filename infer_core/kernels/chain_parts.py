@@ -38,9 +38,7 @@ def store_vector(ptr, main, rest, WIDTH: tl.constexpr, MAIN: tl.constexpr, REST:
 
 
 @triton.jit
-def load_rows(
-    ptr, rows, num_rows, WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr
-):
+def load_rows(ptr, rows, num_rows, WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr):
     """Load rows of a matrix [num_rows, WIDTH] as (main, rest); rows past the end are zero."""
     # int64: row * WIDTH overflows int32 in a large LM head
     starts = rows.to(tl.int64)[:, None] * WIDTH
@@ -91,9 +89,7 @@ def rms_norm_vector(
 
 
 @triton.jit
-def scale_normed(
-    normed, weight, WEIGHT_OFFSET: tl.constexpr, WEIGHT_IN_FP32: tl.constexpr
-):
+def scale_normed(normed, weight, WEIGHT_OFFSET: tl.constexpr, WEIGHT_IN_FP32: tl.constexpr):
     """Multiply a normalised float32 value by the norm's weight, before or after rounding."""
     if WEIGHT_IN_FP32:
         y = normed * (weight.to(tl.float32) + WEIGHT_OFFSET)

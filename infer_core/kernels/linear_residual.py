@@ -11,6 +11,8 @@ Dtypes  all of one dtype, lse float32; sums are float32, rounded once before the
 Bound   memory: moves weight.nbytes (and the splits, from L2, once a program).
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -48,38 +50,46 @@ def _merge_part(
     partial_ptr,
     lse_ptr,
     num_used,
-    cols,
+    FIRST: tl.constexpr,
+    SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    VECTOR: tl.constexpr,
     SPLITS_AT_ONCE: tl.constexpr,
-    WHOLE: tl.constexpr,
 ):
-    """Merge the columns `cols` of all used splits; float32, not yet rounded."""
-    heads = cols // HEAD_DIM
-    best = tl.full(cols.shape, float("-inf"), tl.float32)
-    total = tl.zeros(cols.shape, tl.float32)
-    acc = tl.zeros(cols.shape, tl.float32)
+    """Merge SIZE columns from FIRST on, of all used splits; float32 [SIZE], not yet rounded.
+
+    VECTOR divides HEAD_DIM: so many neighbouring columns share one lse load.
+    """
+    chunks = tl.arange(0, SIZE // VECTOR)
+    cols = FIRST + chunks[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
+    heads = (FIRST + chunks * VECTOR) // HEAD_DIM
+    inside = FIRST + chunks * VECTOR < WIDTH
+    best = tl.full((SIZE // VECTOR,), float("-inf"), tl.float32)
+    total = tl.zeros((SIZE // VECTOR,), tl.float32)
+    acc = tl.zeros((SIZE // VECTOR, VECTOR), tl.float32)
     for first in range(0, num_used, SPLITS_AT_ONCE):
         splits = first + tl.arange(0, SPLITS_AT_ONCE)
-        mask = splits[:, None] < num_used
-        if not WHOLE:
-            mask = mask & (cols[None, :] < WIDTH)
+        mask = (splits[:, None] < num_used) & inside[None, :]
+        partial = tl.load(
+            partial_ptr + splits[:, None, None] * WIDTH + cols[None, :, :],
+            mask=mask[:, :, None],
+            other=0.0,
+        )
         lse = tl.load(
             lse_ptr + splits[:, None] * (WIDTH // HEAD_DIM) + heads[None, :],
             mask=mask,
             other=float("-inf"),
-        )
-        partial = tl.load(
-            partial_ptr + splits[:, None] * WIDTH + cols[None, :], mask=mask, other=0.0
         )
         new_best = tl.maximum(best, tl.max(lse, axis=0))
         safe = tl.where(new_best == float("-inf"), 0.0, new_best)  # padded columns
         share = tl.exp(lse - safe[None, :])
         scale = tl.exp(best - safe)
         total = total * scale + tl.sum(share, axis=0)
-        acc = acc * scale + tl.sum(share * partial.to(tl.float32), axis=0)
+        acc = acc * scale[:, None] + tl.sum(share[:, :, None] * partial.to(tl.float32), axis=0)
         best = new_best
-    return acc / tl.where(total == 0.0, 1.0, total)
+    merged = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    return tl.reshape(merged, (SIZE,))
 
 
 @triton.jit
@@ -99,6 +109,7 @@ def _linear_residual_kernel(
     ROWS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     SPLIT: tl.constexpr,
+    VECTOR: tl.constexpr,
     SPLITS_AT_ONCE: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -109,23 +120,24 @@ def _linear_residual_kernel(
         gdc_launch_dependents()
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     main, rest = load_rows(weight_ptr, rows, num_rows, WIDTH, MAIN, REST)
-
-    if PDL:
-        gdc_wait()  # above: only what no kernel of the chain writes
-    dtype = y_ptr.dtype.element_ty
+    num_used = 0
     if SPLIT > 0:
+        # written by the last kernel of an earlier launch, so it may be read before the wait
         past = tl.minimum(tl.load(position_ptr), capacity)
         num_used = tl.maximum(tl.cdiv(past, SPLIT), 1)
+
+    if PDL:
+        gdc_wait()  # above: only what no kernel of this step has written
+    dtype = y_ptr.dtype.element_ty
+    if SPLIT > 0:
         x_main = _merge_part(
-            x_ptr, lse_ptr, num_used, tl.arange(0, MAIN),
-            WIDTH, HEAD_DIM, SPLITS_AT_ONCE, True,
+            x_ptr, lse_ptr, num_used, 0, MAIN, WIDTH, HEAD_DIM, VECTOR, SPLITS_AT_ONCE
         )  # fmt: skip
         x_main = x_main.to(dtype).to(tl.float32)
         x_rest = x_main
         if REST > 0:
             x_rest = _merge_part(
-                x_ptr, lse_ptr, num_used, MAIN + tl.arange(0, REST),
-                WIDTH, HEAD_DIM, SPLITS_AT_ONCE, False,
+                x_ptr, lse_ptr, num_used, MAIN, REST, WIDTH, HEAD_DIM, VECTOR, SPLITS_AT_ONCE
             )  # fmt: skip
             x_rest = x_rest.to(dtype).to(tl.float32)
     else:
@@ -200,6 +212,7 @@ def linear_residual(
     if not weight.is_contiguous():
         raise ValueError(f"linear_residual: weight must be contiguous, has {weight.stride()}")
     main, rest = split_width(width)
+    head_dim = 1 if lse is None else width // lse.shape[1]
     _linear_residual_kernel[(min(programs, triton.cdiv(num_rows, tile.rows)),)](
         x,
         x if lse is None else lse,
@@ -214,9 +227,10 @@ def linear_residual(
         MAIN=main,
         REST=rest,
         ROWS=tile.rows,
-        HEAD_DIM=1 if lse is None else width // lse.shape[1],
+        HEAD_DIM=head_dim,
         SPLIT=0 if lse is None else split,
-        SPLITS_AT_ONCE=1 if lse is None else min(4, triton.next_power_of_2(lse.shape[0])),
+        VECTOR=math.gcd(head_dim, 8),
+        SPLITS_AT_ONCE=1 if lse is None else min(8, triton.next_power_of_2(lse.shape[0])),
         HAS_RESIDUAL=residual is not None,
         HAS_BIAS=bias is not None,
         PDL=pdl,

@@ -41,9 +41,7 @@ def lm_head_ref(
     softcap: float | None = None,
 ) -> torch.Tensor:
     """Define the logits in plain torch; the candidates are those of `logits.argmax()`."""
-    logits, _ = norm_linear_ref(
-        x, norm_weight, weight, norm, delta=delta, post_weight=post_weight
-    )
+    logits, _ = norm_linear_ref(x, norm_weight, weight, norm, delta=delta, post_weight=post_weight)
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 

@@ -125,9 +125,7 @@ def _norm_linear_kernel(
         next_main, next_rest = load_rows(weight_ptr, next_rows, num_rows, WIDTH, MAIN, REST)
         next_up_main, next_up_rest = next_main, next_rest
         if GATED:
-            next_up_main, next_up_rest = load_rows(
-                up_ptr, next_rows, num_rows, WIDTH, MAIN, REST
-            )
+            next_up_main, next_up_rest = load_rows(up_ptr, next_rows, num_rows, WIDTH, MAIN, REST)
 
         inside = rows < num_rows
         acc = dot_rows(main, rest, x_main, x_rest, REST)
