@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from infer_core.errors import (
     AmbiguousArchitecture,
+    ChatTemplateError,
     ConfigError,
     InferError,
     ModelNotFound,
     PluginContractError,
     PluginError,
     RequestError,
+    TokenizerError,
     UnknownArchitecture,
     WeightError,
 )
@@ -50,6 +52,7 @@ __all__ = [
     "Architectures",
     "AttentionLayout",
     "BlockLayout",
+    "ChatTemplateError",
     "ConfigError",
     "ConfigFields",
     "CustomDecoder",
@@ -71,6 +74,7 @@ __all__ = [
     "RequestError",
     "Rope",
     "SamplingParams",
+    "TokenizerError",
     "UnknownArchitecture",
     "WeightError",
     "WeightRule",

@@ -63,8 +63,10 @@ class FakeEngine:
         self.times = times or (lambda call, num_tokens: {})
         self.requests = []
         self.call = 0
+        self.num_releases = 0
 
     def release(self):
+        self.num_releases += 1
         self.call = 0
 
     def generate(self, prompt, *, max_new_tokens, sampling, ignore_eos):

@@ -11,8 +11,6 @@ if not torch.cuda.is_available():
     # Before any test imports triton: its own functions are wrapped when it is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-TOY_PLUGIN = (Path(__file__).parent / "toy_plugin.py").read_text()
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked `gpu` on a machine without one."""
@@ -21,6 +19,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+TOY_PLUGIN = (Path(__file__).parent / "toy_plugin.py").read_text()
 
 
 class PluginFolder:

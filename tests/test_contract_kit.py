@@ -89,9 +89,7 @@ SPOILT = [
     ),
     pytest.param(
         "test_both_config_dialects_say_the_same",
-        {
-            'dtype=config["dtype"]': 'dtype="float16" if "use_cache" in config else "float32"'
-        },
+        {'dtype=config["dtype"]': 'dtype="float16" if "use_cache" in config else "float32"'},
         r"another shape(.|\n)*look at: infer_model_shape",
         id="reads-a-dialect",
     ),

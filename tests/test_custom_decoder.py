@@ -76,9 +76,7 @@ def test_parameters_that_cannot_be_changed_so_are_named(module, wrong):
 
 def test_a_class_that_is_no_decoder_is_refused(module):
     for name in ("NoDecoder", "Missing"):
-        with pytest.raises(
-            PluginContractError, match="expected a subclass"
-        ):
+        with pytest.raises(PluginContractError, match="expected a subclass"):
             decoder_class(custom_spec(f"{module}:{name}"))
 
 

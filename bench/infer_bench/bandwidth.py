@@ -41,10 +41,7 @@ def _seconds(run: Callable[[], object]) -> float:
     import torch
 
     run()
-    events = [
-        torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        for _ in range(REPEATS + 1)
-    ]
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(REPEATS + 1)]
     events[0].record()
     for event in events[1:]:
         run()

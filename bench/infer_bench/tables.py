@@ -75,9 +75,9 @@ def heading(report: Report) -> list[str]:
     """Say under which conditions the numbers were taken."""
     gpu = report.environment.gpu
     if gpu is None:
-        lines = [
-            "device: cpu (no GPU takes part: plain-torch reference path, these are no GPU numbers)"
-        ]
+        tiny = any(model.loaded is not None and model.loaded.tiny for model in report.models)
+        models = "tiny reference models" if tiny else "no GPU takes part"
+        lines = [f"device: cpu ({models}, plain-torch path; these are no GPU numbers)"]
     else:
         driver = f", driver {gpu.driver}" if gpu.driver else ""
         cuda = f", CUDA {report.environment.cuda}" if report.environment.cuda else ""
@@ -91,11 +91,10 @@ def heading(report: Report) -> list[str]:
         )
     for model in report.models:
         if model.loaded is not None:
-            size = "tiny stand-in, " if model.loaded.tiny else ""
             weights = "random weights" if model.loaded.weights == "dummy" else "checkpoint"
             lines.append(
-                f"{model.label}: {model.name} ({size}{weights}, {model.loaded.dtype}, "
-                f"{model.loaded.kernels} kernels{', unfused' if model.loaded.unfused else ''})"
+                f"{model.label}: {model.name}, {weights}, {model.loaded.dtype}, "
+                f"{model.loaded.kernels} kernels{', unfused' if model.loaded.unfused else ''}"
             )
     settings = report.settings
     lines.append(

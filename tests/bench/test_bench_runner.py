@@ -189,6 +189,14 @@ def test_an_engine_is_gone_before_the_next_model_loads():
     assert backend.alive_at_load == [False, False]
 
 
+def test_caches_of_one_case_are_freed_before_the_next_is_measured():
+    engine = FakeEngine()
+
+    measure(FakeBackend({"toy": engine}), "short", "medium", "sampled")
+
+    assert engine.num_releases == 3
+
+
 def test_peak_and_mbu_come_from_the_gpu_and_its_measured_bandwidth():
     # steps of 1 ms; tied toy weights 4000 bytes, 3 layers * 48 elements * 96 tokens * 4 bytes
     backend = FakeBackend({"toy": FakeEngine()}, device="cuda", peak=3 * 10**9)

@@ -16,6 +16,7 @@ class ParallelDecoder(Decoder):
         start: torch.Tensor,
         *,
         is_prefill: bool,
+        count: torch.Tensor | None = None,
         every_row: bool = False,
     ) -> torch.Tensor:
         ops, parameters, eps = self.ops, self.parameters, self.spec.norm.eps
@@ -23,11 +24,10 @@ class ParallelDecoder(Decoder):
         for layer in range(self.spec.shape.num_layers):
             prefix = f"layers.{layer}."
             normed = ops.rms_norm(x, parameters[prefix + "attn_norm"], eps)
-            attended = self.attention(layer, normed, cache, start, is_prefill=is_prefill)
+            attended = self.attention(layer, normed, cache, start, count, is_prefill=is_prefill)
             wide = F.linear(normed, parameters[prefix + "gate_up"])
             activated = ops.gated_activation(wide, self.spec.block.activation)
             narrow = F.linear(activated, parameters[prefix + "mlp_out"])
             x = x + parameters[prefix + "gate"] * (attended + narrow)
-        rows = x if every_row else x[-1:]
-        normed = ops.rms_norm(rows, parameters["final_norm"], eps)
-        return F.linear(normed, parameters.get("lm_head", parameters["embed"])).float()
+        normed = ops.rms_norm(x, parameters["final_norm"], eps)
+        return self.logits(normed, count, every_row=every_row)
