@@ -6,6 +6,7 @@ from functools import cache
 
 import torch
 
+from infer_core.decode_chain import DecodeChain, supports
 from infer_core.decoder import Decoder
 from infer_core.kv_cache import KVCache
 from infer_core.sampling import Sampler, SamplingKind, kind_of
@@ -60,6 +61,18 @@ class Session:
         # where the piece in prefill starts, and how many of its rows are not padding
         self._control = torch.zeros(2, dtype=torch.int32, device=device)
         self._start, self._count = self._control.split(1)
+        # The fused decode step, on a GPU; without it (or without a cache) the decoder runs it.
+        self._chain: DecodeChain | None = None
+        if use_kv_cache and use_chain(spec, device):
+            self._chain = DecodeChain(
+                spec,
+                parameters,
+                decoder.rope,
+                list(zip(self.cache.keys, self.cache.values, strict=True)),
+                max_context=context,
+                sequence=self._sequence,
+                position=self._position,
+            )
         self._marks: list[float | torch.cuda.Event] = []
         self._reader = torch.cuda.Stream() if device.type == "cuda" else None
 
@@ -128,7 +141,12 @@ class Session:
 
     def force(self, token: int) -> torch.Tensor:
         """Put `token` in place of the latest pick and run a step: its logits [vocab_size]."""
-        self._sequence.index_fill_(0, self._position.long(), token)
+        if self._chain is not None:
+            self._chain.token.fill_(token)
+            self._position -= 1
+            self._chain.advance()
+        else:
+            self._sequence.index_fill_(0, self._position.long(), token)
         self._step()
         return self.logits[0]
 
@@ -167,7 +185,14 @@ class Session:
 
     def _step(self) -> None:
         """One decode step over static buffers; capturable, since nothing visits the host."""
-        if self._use_kv_cache:
+        if self._chain is not None:
+            greedy = self._kind.greedy and not self._kind.penalty
+            self._chain.step(greedy=greedy)
+            self.logits = self._chain.logits[None]
+            if not greedy:
+                self._chain.token.copy_(self._sampler.pick(self._chain.logits))
+                self._chain.advance()
+        elif self._use_kv_cache:
             index = self._position.long()
             token = self._sequence.index_select(0, index)
             self.logits = self.decoder.forward(token, self.cache, self._position, is_prefill=False)
@@ -188,9 +213,15 @@ class Session:
         self.logits = self.decoder.forward(
             tokens, self.cache, self._start, is_prefill=True, count=self._count
         )
+        token = self._sampler.pick(self.logits[0])
         end = self._start + self._count
-        self._sequence.index_copy_(0, end.long(), self._sampler.pick(self.logits[0]))
-        self._position.copy_(end)
+        if self._chain is not None:
+            self._chain.token.copy_(token)
+            self._position.copy_(end - 1)
+            self._chain.advance()
+        else:
+            self._sequence.index_copy_(0, end.long(), token)
+            self._position.copy_(end)
 
     def _prompt_bucket(self, num_tokens: int) -> int:
         """Rows that the last piece of a prompt is run at."""
@@ -210,6 +241,11 @@ class Session:
         with torch.cuda.graph(graph, pool=self._pool, stream=stream):
             body()
         return graph
+
+
+def use_chain(spec: ModelSpec, device: torch.device) -> bool:
+    """Whether decode runs as the chain of fused kernels."""
+    return device.type == "cuda" and supports(spec)
 
 
 @cache
