@@ -55,10 +55,13 @@ class Session:
         self._pool = torch.cuda.graph_pool_handle() if use_graph else None
         self._kind = kind_of(SamplingParams())
         self._prompt_len = 0
-        # every token by its position; a step reads one entry and writes the next
-        self._sequence = torch.zeros(context + 1, dtype=torch.int64, device=device)
+        # What a request brings, in one copy: where the last piece of its prompt starts, how many
+        # rows of that piece are not padding, and the prompt. Tokens stay there by position: a
+        # step reads one entry and writes the next.
+        self._inbox = torch.zeros(context + 3, dtype=torch.int64, device=device)
+        self._outbox = torch.zeros(context + 3, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._sequence = self._inbox[2:]
         self._position = torch.zeros(1, dtype=torch.int32, device=device)
-        # where the piece in prefill starts, and how many of its rows are not padding
         self._control = torch.zeros(2, dtype=torch.int32, device=device)
         self._start, self._count = self._control.split(1)
         # The fused decode step, on a GPU; without it (or without a cache) the decoder runs it.
@@ -89,7 +92,7 @@ class Session:
         missing = {key: body for key, body in wanted.items() if key not in self._graphs}
         for key, body in missing.items():
             self._sampler.begin(sampling, [0], max_new_tokens=1)
-            self._control.copy_(torch.tensor([0, 1], dtype=torch.int32))
+            self._inbox[:2] = torch.tensor([0, 1])
             self._position.zero_()
             self._graphs[key] = self._capture(body)
         return bool(missing)
@@ -99,14 +102,15 @@ class Session:
         num_tokens = self._prompt_len = len(prompt)
         self._kind = kind_of(sampling)
         self._sampler.begin(sampling, prompt, max_new_tokens=max_new_tokens)
-        self._sequence[:num_tokens].copy_(torch.tensor(prompt, dtype=torch.int64))
         piece = self._prefill_chunk if self._use_kv_cache else num_tokens
         last = (num_tokens - 1) // piece * piece
+        message = [last, num_tokens - last, *prompt]
+        self._outbox[: len(message)] = torch.tensor(message, dtype=torch.int64)
+        self._inbox[: len(message)].copy_(self._outbox[: len(message)], non_blocking=True)
         for start in range(0, last, piece):
             self._start.fill_(start)
             tokens = self._sequence[start : start + piece]
             self.decoder.forward(tokens, self.cache, self._start, is_prefill=True)
-        self._control.copy_(torch.tensor([last, num_tokens - last], dtype=torch.int32))
         graph = self._graphs.get((self._kind, self._prompt_bucket(num_tokens)))
         if graph is not None:
             graph.replay()
@@ -200,7 +204,7 @@ class Session:
             self._position += 1
         else:
             length = int(self._position) + 1
-            self._control.copy_(torch.tensor([0, length], dtype=torch.int32))
+            self._inbox[:2] = torch.tensor([0, length])
             self._prefill_last(length)
 
     def _prefill_last(self, num_rows: int) -> None:
@@ -208,6 +212,7 @@ class Session:
 
         Capturable: where the piece starts and how many of its rows count is on the device.
         """
+        self._control.copy_(self._inbox[:2])
         rows = self._start + torch.arange(num_rows, device=self._device)
         tokens = self._sequence[rows.clamp(max=len(self._sequence) - 1)]
         self.logits = self.decoder.forward(
