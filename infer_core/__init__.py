@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from infer_core.config import activation, layer_windows, rope_from_parameters
 from infer_core.errors import (
     AmbiguousArchitecture,
+    ChatTemplateError,
     ConfigError,
     InferError,
     ModelNotFound,
     PluginContractError,
     PluginError,
     RequestError,
+    TokenizerError,
     UnknownArchitecture,
     WeightError,
 )
@@ -47,6 +49,7 @@ __all__ = [
     "Architectures",
     "AttentionLayout",
     "BlockLayout",
+    "ChatTemplateError",
     "ConfigError",
     "ConfigFields",
     "Engine",
@@ -65,6 +68,7 @@ __all__ = [
     "RequestError",
     "Rope",
     "SamplingParams",
+    "TokenizerError",
     "UnknownArchitecture",
     "WeightError",
     "WeightRule",

@@ -44,5 +44,13 @@ class ModelNotFound(InferError):
     """A model argument is neither a checkpoint folder nor an installed reference model."""
 
 
+class TokenizerError(InferError):
+    """A checkpoint's tokenizer is missing or unreadable."""
+
+
+class ChatTemplateError(InferError):
+    """A checkpoint has no chat template, or one that is not a valid template."""
+
+
 class RequestError(InferError):
     """A request cannot be served: empty prompt, context overflow, bad sampling values."""
