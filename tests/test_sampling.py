@@ -285,6 +285,16 @@ def test_a_token_of_probability_zero_is_never_drawn(weights, uniform):
     assert probabilities[token] > 0
 
 
+def test_a_sum_that_is_not_monotone_draws_no_token_of_probability_zero(monkeypatch):
+    """A GPU's parallel scan may step up by a rounding error where the probability is zero."""
+    scan = torch.tensor([0.25, 0.25 + 1e-15, 0.25, 1.0], dtype=torch.float64)
+    monkeypatch.setattr(torch.Tensor, "cumsum", lambda *_, **__: scan)
+
+    token = draw(torch.tensor([0.25, 0.0, 0.0, 0.75]), torch.tensor([0.25]))
+
+    assert int(token) == 3
+
+
 def test_a_draw_takes_the_first_token_whose_cumulative_probability_exceeds_it():
     probabilities = torch.tensor([0.25, 0.0, 0.5, 0.25])
 
