@@ -6,7 +6,6 @@ command line's start stay light.
 
 from typing import TYPE_CHECKING, Any
 
-from infer_core.config import activation, layer_windows, rope_from_parameters
 from infer_core.errors import (
     AmbiguousArchitecture,
     ChatTemplateError,
@@ -22,6 +21,7 @@ from infer_core.errors import (
 )
 
 if TYPE_CHECKING:
+    from infer_core.config import activation, layer_windows, rope_from_parameters
     from infer_core.engine import Engine, Generation
     from infer_core.hookspecs import hookimpl
     from infer_core.sampling_params import SamplingParams
@@ -80,6 +80,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "infer_core.config": ("activation", "layer_windows", "rope_from_parameters"),
     "infer_core.engine": ("Engine", "Generation"),
     "infer_core.hookspecs": ("hookimpl",),
     "infer_core.sampling_params": ("SamplingParams",),

@@ -7,7 +7,8 @@ The one dialect, which is what every hook sees:
   `rope_local_base_freq` and `partial_rotary_factor` are folded into it;
 - `layer_types` lists the layers; `sliding_window_pattern` is folded into it;
 - `dtype` replaces `torch_dtype`; `eos_token_ids` is a tuple and replaces `eos_token_id`;
-- null fields are left out, except `bos_token_id`, which is always there, as `eos_token_ids` is.
+- null fields are left out, with two exceptions: a null `sliding_window` says that there is no
+  window (absence says that the family's default holds), and `bos_token_id` is always there.
 """
 
 import json
@@ -76,7 +77,11 @@ def normalise(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def with_defaults(config: Mapping[str, Any], fields: ConfigFields) -> dict[str, Any]:
     """Fill the fields a normalised config leaves out with the plugin's family defaults."""
-    stated = {name: value for name, value in config.items() if value not in (None, ())}
+    stated = {
+        name: value
+        for name, value in config.items()
+        if value not in (None, ()) or name in _NULL_SPEAKS
+    }
     return _Config({"bos_token_id": None, "eos_token_ids": (), **fields.defaults, **stated})
 
 
@@ -84,8 +89,8 @@ def layer_windows(config: Mapping[str, Any]) -> tuple[int | None, ...]:
     """Give each layer's attention window in tokens, from `layer_types` and `sliding_window`.
 
     Raises:
-        ConfigError: a layer type is neither full nor sliding attention, or there are not
-            `num_hidden_layers` of them.
+        ConfigError: a layer type is neither full nor sliding attention, there are not
+            `num_hidden_layers` of them, or sliding layers have no window.
     """
     layer_types, num_layers = config["layer_types"], config["num_hidden_layers"]
     if len(layer_types) != num_layers:
@@ -98,6 +103,8 @@ def layer_windows(config: Mapping[str, Any]) -> tuple[int | None, ...]:
         raise ConfigError(
             f"config.json: layer_types holds {', '.join(unknown)}; known are {FULL!r}, {SLIDING!r}"
         )
+    if SLIDING in layer_types and config["sliding_window"] is None:
+        raise ConfigError(f"config.json: layer_types holds {SLIDING!r}, but sliding_window is null")
     return tuple(config["sliding_window"] if kind == SLIDING else None for kind in layer_types)
 
 
@@ -136,6 +143,9 @@ _COUNTS = (
 )
 
 
+_NULL_SPEAKS = ("sliding_window",)
+
+
 class _Config(dict[str, Any]):
     """A dict whose missing keys are the config's fault, not the plugin's."""
 
@@ -145,17 +155,23 @@ class _Config(dict[str, Any]):
 
 def _lift_text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Put the text model's fields at the top; of the outer ones, metadata stays in force."""
-    outer = {name: value for name, value in config.items() if value is not None}
+    outer = _stated(config)
     text = outer.pop("text_config", {})
     if not isinstance(text, Mapping):
         raise ConfigError(f"config.json: text_config is a JSON {_kind(text)}, expected an object")
     inner = {
         name: value
-        for name, value in text.items()
-        if value is not None and not (name in METADATA and name in outer)
+        for name, value in _stated(text).items()
+        if not (name in METADATA and name in outer)
     }
     merge(outer, inner, source="text_config")
     return outer
+
+
+def _stated(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value for name, value in config.items() if value is not None or name in _NULL_SPEAKS
+    }
 
 
 def _check_counts(config: Mapping[str, Any]) -> None:

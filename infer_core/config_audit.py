@@ -44,10 +44,15 @@ METADATA: dict[str, str] = {
     "attn_implementation": "which kernel computes attention changes no token",
     "_attn_implementation": "which kernel computes attention changes no token",
     "_attn_implementation_autoset": "which kernel computes attention changes no token",
+    "is_decoder": "every model here is one",
     "torchscript": _OUTPUT,
     "return_dict": _OUTPUT,
     "output_attentions": _OUTPUT,
     "output_hidden_states": _OUTPUT,
+    "output_scores": _OUTPUT,
+    "return_dict_in_generate": _OUTPUT,
+    "tf_legacy_loss": _TRAINING,
+    "use_bfloat16": "for TPUs; dtype says what the weights are",
     "chunk_size_feed_forward": "computes the MLP in pieces, with the same result",
     "do_sample": _REQUEST,
     "temperature": _REQUEST,
@@ -64,7 +69,6 @@ METADATA: dict[str, str] = {
 # Fields of any family that would change tokens in a way no request can ask for -> harmless values.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,),
-    "is_decoder": (False, True),
     "add_cross_attention": (False,),
     "tie_encoder_decoder": (False,),
     "pruned_heads": ({},),

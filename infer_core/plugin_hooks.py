@@ -6,7 +6,7 @@ are errors that name the plugin, the hook, what was got and what was expected.
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pluggy
@@ -60,11 +60,7 @@ class PluginHooks:
                 f"{who} built an invalid {error.title}: {validation_text(error)}", mend=mend
             ) from error
         except BaseException as error:  # a stranger's hook may raise anything, SystemExit too
-            text, config = exception_text(error), arguments.get("config")
-            if isinstance(error, KeyError) and isinstance(config, Mapping):
-                missing = [key for key in error.args if isinstance(key, str) and key not in config]
-                text += " (config.json has no such field)" if missing else ""
-            raise PluginError(f"{who} raised {text}", mend=mend) from error
+            raise PluginError(f"{who} raised {exception_text(error)}", mend=mend) from error
 
         answer = answers[0] if answers else None  # pluggy leaves a None out
         expected = get_type_hints(HOOKS[hook])["return"]

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+import infer_core
 from infer_core import (
     AmbiguousArchitecture,
     ConfigError,
@@ -194,6 +195,11 @@ def test_a_broken_plugin_is_named_again_where_it_is_missed(make_plugin, load):
             id="argument-pluggy-would-not-pass",
         ),
         pytest.param(
+            {"infer_norm_flavour(config)": "infer_norm_flavour(*, config)"},
+            ["infer_norm_flavour must take 'config' as a plain argument without a default"],
+            id="keyword-only-argument",
+        ),
+        pytest.param(
             {NORM_HOOK: "def norm(config):", "infer_block_layout(config)": "blocks(config)"},
             ["missing infer_norm_flavour, infer_block_layout"],
             id="missing",
@@ -295,6 +301,14 @@ def test_the_core_range_of_the_distribution_is_held(make_plugin, load, requires,
 
     assert (status.state, status.notes) == (state, ())
     assert (module in sys.modules) == (state == "ok"), "a plugin for another core was imported"
+
+
+def test_a_development_version_of_the_core_counts_as_within_the_range(
+    make_plugin, load, monkeypatch
+):
+    monkeypatch.setattr(infer_core, "__version__", "0.2.0.dev1")
+    make_plugin("toy", requires=("infer-core>=0.1,<0.3",))
+    assert only(load()).state == "ok"
 
 
 def test_a_plugin_for_another_core_says_both_versions_and_the_command(make_plugin, load):
@@ -429,10 +443,10 @@ def test_one_distribution_met_twice_on_the_path_is_one_plugin(make_plugin, tmp_p
             id="validation-error",
         ),
         pytest.param(
-            {'config["width"]': 'config["depth"]'},
+            {"vocab_size=32": "vocab_size={}['v']"},
             PluginError,
-            r"infer_model_shape raised KeyError: 'depth' \(config.json has no such field\)",
-            id="field-missing-in-config",
+            "infer_model_shape raised KeyError: 'v'",
+            id="key-error",
         ),
         pytest.param(
             {"return NormFlavour(eps=1e-6)": "raise SystemExit(1)"},
@@ -460,6 +474,30 @@ def test_a_hook_that_fails_is_an_error_naming_plugin_hook_and_command(
 
     assert str(caught.value).startswith("plugin 'toy' (infer-toy 1.0): ")
     assert str(caught.value).endswith("To mend it: pip install --upgrade infer-toy")
+
+
+def test_a_keyboard_interrupt_in_a_hook_is_not_swallowed(make_plugin, load):
+    make_plugin("toy", edits={"return NormFlavour(eps=1e-6)": "raise KeyboardInterrupt"})
+    with pytest.raises(KeyboardInterrupt):
+        load().resolve(TOY)
+
+
+def test_a_field_the_config_lacks_is_a_config_error_naming_field_and_hook(make_plugin, load):
+    make_plugin("toy", edits={'config["width"]': 'config["depth"]'})
+    with pytest.raises(ConfigError, match=r"plugin 'toy' .*infer_model_shape: .*no 'depth'"):
+        load().resolve(TOY)
+
+
+def test_a_family_default_reaches_the_hooks_where_the_config_is_silent(make_plugin, load):
+    fields = 'ConfigFields(honoured=set(), defaults={"width": 24, "eos_token_ids": (7,)})'
+    make_plugin("toy", edits={'ConfigFields(honoured={"width"})': fields})
+    registry = load()
+
+    silent = registry.resolve({"architectures": ["ToyForCausalLM"]})
+    stated = registry.resolve(TOY)
+
+    assert (silent.shape.hidden_size, silent.eos_token_ids) == (24, (7,))
+    assert (stated.shape.hidden_size, stated.eos_token_ids) == (8, (1, 2))
 
 
 def test_a_config_error_of_a_plugin_stays_a_config_error(make_plugin, load):

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from infer_bench.environment import Environment, read_environment
 from infer_bench.errors import UsageError
+from infer_bench.report import DType
 from infer_core import ModelSpec, SamplingParams
 
 if TYPE_CHECKING:
+    from infer_core import Generation
     from infer_core.model_source import ResolvedModel
     from infer_core.plugins import PluginRegistry
-
-    from infer_core import Generation
 
 
 class EngineUnderTest(Protocol):
@@ -89,7 +89,7 @@ class Backend:
         model: "ResolvedModel",
         *,
         device: str,
-        dtype: str | None,
+        dtype: DType | None,
         weights: Literal["auto", "dummy"],
         max_context: int,
         kv_cache: bool,

@@ -47,4 +47,4 @@ def _seconds(run: Callable[[], object]) -> float:
         run()
         event.record()
     torch.cuda.synchronize()
-    return 1e-3 * median(a.elapsed_time(b) for a, b in pairwise(events))
+    return 1e-3 * float(median(a.elapsed_time(b) for a, b in pairwise(events)))

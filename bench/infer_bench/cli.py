@@ -33,7 +33,7 @@ class Suite(StrEnum):
     full = "full"
 
 
-class DType(StrEnum):
+class NumberFormat(StrEnum):
     """Number formats of weights and activations."""
 
     float32 = "float32"
@@ -57,7 +57,7 @@ def make_app(backend: Backend) -> typer.Typer:
     """Build the command over an engine side; tests bring their own."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-    @app.command()
+    @app.command("infer-bench")
     def bench(
         suite: Annotated[
             Suite | None,
@@ -109,7 +109,8 @@ def make_app(backend: Backend) -> typer.Typer:
         warmup: Annotated[int, typer.Option(min=0, help="Untimed runs before the trials.")] = 2,
         trials: Annotated[int, typer.Option(min=1, help="Timed runs; medians are shown.")] = 3,
         dtype: Annotated[
-            DType | None, typer.Option(help="Default: the model's own; float32 for tiny models.")
+            NumberFormat | None,
+            typer.Option(help="Default: the model's own; float32 for tiny models."),
         ] = None,
         device: Annotated[
             str | None, typer.Option(help="cpu, cuda or cuda:N. Default: the GPU if there is one.")

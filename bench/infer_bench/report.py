@@ -14,9 +14,10 @@ from pydantic import Field
 
 from infer_bench.cases import Case
 from infer_bench.environment import Environment
-from infer_bench.errors import ReportError
+from infer_bench.errors import ReportError, UsageError
 from infer_bench.record import Record, quantity
 
+DType = Literal["float32", "bfloat16", "float16"]
 Status = Literal["ok", "invalid", "failed", "oom"]
 
 
@@ -26,7 +27,7 @@ class Settings(Record):
     seed: int = Field(default=42, ge=0)
     warmup: int = Field(default=2, ge=0, description="untimed runs before the trials of a case")
     trials: int = Field(default=3, ge=1, description="timed runs of a case; medians are over them")
-    dtype: str | None = Field(default=None, description="asked for; None leaves it to the engine")
+    dtype: DType | None = Field(default=None, description="asked for; None leaves it to the engine")
     weights: Literal["auto", "dummy"] = "auto"
     kv_cache: bool = True
 
@@ -131,14 +132,16 @@ class Report(Record):
     def to_json(self) -> str:
         """Render as indented JSON, lists of numbers on one line each."""
         text = self.model_dump_json(indent=2)
-        return re.sub(r"\[[\d\s.,eE+-]+\]", lambda found: " ".join(found[0].split()), text) + "\n"
+        # strings hold no raw line break, so only lists of numbers match
+        numbers = re.compile(r"\[\n[\d\s.,eE+-]+\]")
+        return numbers.sub(lambda found: " ".join(found[0].split()), text) + "\n"
 
 
 def prepare_folder(folder: Path) -> None:
     """Make the folder for reports; fail now rather than after a long run.
 
     Raises:
-        ReportError: the folder cannot be made or written.
+        UsageError: the folder cannot be made or written.
     """
     probe = folder / f".writable-{os.getpid()}.tmp"
     try:
@@ -146,7 +149,7 @@ def prepare_folder(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ReportError(
+        raise UsageError(
             f"cannot write reports to {folder}: {error.strerror}; "
             "give another --output-dir, or --no-save"
         ) from error

@@ -12,9 +12,8 @@ from infer_bench.report import LoadedModel, Model, Row, Sample, Settings, Status
 from infer_bench.targets import Target, describe
 
 if TYPE_CHECKING:
-    from infer_core.model_source import ResolvedModel
-
     from infer_core import Generation
+    from infer_core.model_source import ResolvedModel
 
 
 @dataclass(frozen=True, slots=True)

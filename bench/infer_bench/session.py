@@ -33,7 +33,7 @@ def run_session(request: Request, backend: Backend) -> int:
     """Measure, print tables (or the report as JSON), save the report, give the exit code.
 
     Raises:
-        UsageError: nothing to measure, or no such device or model.
+        UsageError: nothing to measure, no such device or model, no folder to write to.
         ReportError: the report cannot be written; the tables are already printed then.
     """
     created = datetime.now(UTC)

@@ -56,7 +56,7 @@ _TABLES = (
 def report_tables(report: Report) -> list[Table]:
     """Lay out every metric the report holds, the log's order first, then load and warm-up."""
     cells = {(row.model, row.case): row for row in report.rows}
-    tables = []
+    tables: list[Table] = []
     for title, columns in _TABLES:
         known = [
             column
@@ -75,9 +75,9 @@ def heading(report: Report) -> list[str]:
     """Say under which conditions the numbers were taken."""
     gpu = report.environment.gpu
     if gpu is None:
-        lines = [
-            "device: cpu (no GPU takes part: plain-torch reference path, these are no GPU numbers)"
-        ]
+        tiny = any(model.loaded is not None and model.loaded.tiny for model in report.models)
+        models = "tiny reference models" if tiny else "no GPU takes part"
+        lines = [f"device: cpu ({models}, plain-torch path; these are no GPU numbers)"]
     else:
         driver = f", driver {gpu.driver}" if gpu.driver else ""
         cuda = f", CUDA {report.environment.cuda}" if report.environment.cuda else ""
@@ -91,11 +91,10 @@ def heading(report: Report) -> list[str]:
         )
     for model in report.models:
         if model.loaded is not None:
-            size = "tiny stand-in, " if model.loaded.tiny else ""
             weights = "random weights" if model.loaded.weights == "dummy" else "checkpoint"
             lines.append(
-                f"{model.label}: {model.name} ({size}{weights}, {model.loaded.dtype}, "
-                f"{model.loaded.kernels} kernels)"
+                f"{model.label}: {model.name}, {weights}, {model.loaded.dtype}, "
+                f"{model.loaded.kernels} kernels"
             )
     settings = report.settings
     lines.append(
@@ -134,13 +133,15 @@ def to_markdown(table: Table) -> str:
 def to_rich(table: Table) -> "RichTable":
     """Render for a terminal."""
     from rich.table import Table as RichTable
+    from rich.text import Text
 
     rich = RichTable(title=table.title, title_justify="left", title_style="bold")
-    rich.add_column(table.header[0])
+    # Text, because a folder's name may look like rich's markup
+    rich.add_column(Text(table.header[0]))
     for name in table.header[1:]:
-        rich.add_column(name, justify="right")
+        rich.add_column(Text(name), justify="right")
     for row in table.rows:
-        rich.add_row(*row)
+        rich.add_row(*map(Text, row))
     return rich
 
 
