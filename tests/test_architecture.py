@@ -46,13 +46,18 @@ GROUPS: dict[str, tuple[set[str], set[str]]] = {
         {"facts", "contract", "kernels"},
     ),
     "model": ({"attention", "decoder"}, {"facts", "contract", "kernels", "parts"}),
+    "text": (
+        {"json_files", "tokenizer", "detokenizer", "stop_strings", "stop_tokens"}
+        | {"chat_template", "template_sandbox"},
+        {"facts"},
+    ),
     "engine": (
         {"engine", "session"},
         {"facts", "contract", "loader", "kernels", "parts", "model"},
     ),
     "faces": (
         {"cli", "cli_plugins", "testing"},
-        {"facts", "contract", "loader", "kernels", "parts", "model", "engine"},
+        {"facts", "contract", "loader", "kernels", "parts", "model", "engine", "text"},
     ),
 }
 GROUP_OF = {module: group for group, (modules, _) in GROUPS.items() for module in modules}
