@@ -13,7 +13,7 @@ from infer_core.model_source import ResolvedModel, resolve_model
 from infer_core.ops import ops_for
 from infer_core.plugins import PluginRegistry, load_registry
 from infer_core.sampling_params import SamplingParams
-from infer_core.session import Session, context_bucket
+from infer_core.session import CONTEXT_SLOTS, Session, bucket
 from infer_core.specs import DType, ModelSpec
 from infer_core.weights import dummy_weights, load_checkpoint
 
@@ -150,9 +150,8 @@ class Engine:
         sampling = sampling or SamplingParams()
         eos = frozenset() if ignore_eos else frozenset(self.spec.eos_token_ids)
         session = self._session(len(prompt) + max_new_tokens)
-        session.prepare(sampling)
-        warm_up_s = time.perf_counter() - began if session.just_warmed else 0.0
-        session.just_warmed = False
+        warmed = session.prepare(sampling, len(prompt))
+        warm_up_s = time.perf_counter() - began if warmed else 0.0
 
         session.prefill(prompt, sampling, max_new_tokens)
         tokens = [session.read(0)]
@@ -223,12 +222,18 @@ class Engine:
             )
 
     def _session(self, tokens: int) -> Session:
-        context = min(context_bucket(tokens), self.max_context)
+        context = min(bucket(tokens, smallest=CONTEXT_SLOTS), self.max_context)
         if context not in self._sessions:
             self._sessions[context] = Session(
                 self.spec,
                 self.parameters,
-                Decoder(self.spec, self.parameters, context=context, ops=self._ops),
+                Decoder(
+                    self.spec,
+                    self.parameters,
+                    context=context,
+                    padding=self._prefill_chunk,
+                    ops=self._ops,
+                ),
                 use_kv_cache=self._use_kv_cache,
                 use_graph=self._use_graph,
                 prefill_chunk=self._prefill_chunk,

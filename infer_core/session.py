@@ -1,7 +1,7 @@
 """One context size of an engine: its cache, its device-side state, its captured decode graphs."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -13,6 +13,9 @@ from infer_core.specs import ModelSpec
 
 # Steps the host may be ahead of the token it waits for, when it must look at tokens at all.
 RUN_AHEAD = 8
+# Sizes of captured contexts and prompts are multiples of these, at least.
+CONTEXT_SLOTS = 64
+PREFILL_ROWS = 16
 
 
 class Session:
@@ -39,56 +42,62 @@ class Session:
         self.cache = KVCache(
             spec, context=context if use_kv_cache else 1, device=device, dtype=embed.dtype
         )
-        self.just_warmed = True
         self.logits: torch.Tensor  # [1, vocab_size] of the latest pass
         self._sampler = Sampler(spec.shape.vocab_size, max_new_tokens=context, device=device)
         self._device = device
         self._use_kv_cache = use_kv_cache
         self._use_graph = use_graph
         self._prefill_chunk = prefill_chunk
-        self._graphs: dict[SamplingKind, torch.cuda.CUDAGraph] = {}
+        # by kind of sampling and rows of the prompt's last piece; 0 rows is the decode step
+        self._graphs: dict[tuple[SamplingKind, int], torch.cuda.CUDAGraph] = {}
+        self._pool = torch.cuda.graph_pool_handle() if use_graph else None
         self._kind = kind_of(SamplingParams())
         self._prompt_len = 0
         # every token by its position; a step reads one entry and writes the next
         self._sequence = torch.zeros(context + 1, dtype=torch.int64, device=device)
         self._position = torch.zeros(1, dtype=torch.int32, device=device)
-        self._start = torch.zeros(1, dtype=torch.int32, device=device)
+        # where the piece in prefill starts, and how many of its rows are not padding
+        self._control = torch.zeros(2, dtype=torch.int32, device=device)
+        self._start, self._count = self._control.split(1)
         self._marks: list[float | torch.cuda.Event] = []
         self._reader = torch.cuda.Stream() if device.type == "cuda" else None
 
-    def prepare(self, sampling: SamplingParams) -> None:
-        """Capture the decode step for this kind of sampling, if that was not done yet."""
+    def prepare(self, sampling: SamplingParams, prompt_len: int) -> bool:
+        """Capture the graphs this request needs; say whether any had to be captured."""
         self._kind = kind_of(sampling)
-        if not self._use_graph or self._kind in self._graphs:
-            return
-        self.just_warmed = True
-        self._sampler.begin(sampling, [0], max_new_tokens=1)
-        self._position.zero_()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self._step()  # compiles every kernel: capture must not
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step()
-        self._graphs[self._kind] = graph
+        if not self._use_graph:
+            return False
+        bucket = self._prompt_bucket(prompt_len)
+        wanted = {
+            (self._kind, 0): self._step,
+            (self._kind, bucket): lambda: self._prefill_last(bucket),
+        }
+        missing = {key: body for key, body in wanted.items() if key not in self._graphs}
+        for key, body in missing.items():
+            self._sampler.begin(sampling, [0], max_new_tokens=1)
+            self._control.copy_(torch.tensor([0, 1], dtype=torch.int32))
+            self._position.zero_()
+            self._graphs[key] = self._capture(body)
+        return bool(missing)
 
     def prefill(self, prompt: Sequence[int], sampling: SamplingParams, max_new_tokens: int) -> None:
         """Run the prompt, in pieces if it is long, and pick the first token."""
-        self._prompt_len = len(prompt)
+        num_tokens = self._prompt_len = len(prompt)
+        self._kind = kind_of(sampling)
         self._sampler.begin(sampling, prompt, max_new_tokens=max_new_tokens)
-        ids = torch.tensor(prompt, dtype=torch.int64)
-        self._sequence[: len(prompt)].copy_(ids)
-        piece = self._prefill_chunk if self._use_kv_cache else len(prompt)
-        for start in range(0, len(prompt), piece):
+        self._sequence[:num_tokens].copy_(torch.tensor(prompt, dtype=torch.int64))
+        piece = self._prefill_chunk if self._use_kv_cache else num_tokens
+        last = (num_tokens - 1) // piece * piece
+        for start in range(0, last, piece):
             self._start.fill_(start)
-            stop = min(start + piece, len(prompt))
-            self.logits = self.decoder.forward(
-                self._sequence[start:stop], self.cache, self._start, is_prefill=True
-            )
-        self._sequence[len(prompt) : len(prompt) + 1] = self._sampler.pick(self.logits[0])
-        self._position.fill_(len(prompt))
+            tokens = self._sequence[start : start + piece]
+            self.decoder.forward(tokens, self.cache, self._start, is_prefill=True)
+        self._control.copy_(torch.tensor([last, num_tokens - last], dtype=torch.int32))
+        graph = self._graphs.get((self._kind, self._prompt_bucket(num_tokens)))
+        if graph is not None:
+            graph.replay()
+        else:
+            self._prefill_last(num_tokens - last)
 
     def read(self, index: int) -> int:
         """Wait for the new token number `index` and give it to the host."""
@@ -151,7 +160,7 @@ class Session:
 
     def _run_step(self) -> None:
         if self._use_graph:
-            self._graphs[self._kind].replay()
+            self._graphs[self._kind, 0].replay()
         else:
             self._step()
 
@@ -162,17 +171,46 @@ class Session:
             token = self._sequence.index_select(0, index)
             self.logits = self.decoder.forward(token, self.cache, self._position, is_prefill=False)
             self._sequence.index_copy_(0, index + 1, self._sampler.pick(self.logits[0]))
+            self._position += 1
         else:
             length = int(self._position) + 1
-            self._start.zero_()
-            self.logits = self.decoder.forward(
-                self._sequence[:length], self.cache, self._start, is_prefill=True
-            )
-            self._sequence[length : length + 1] = self._sampler.pick(self.logits[0])
-        self._position += 1
+            self._control.copy_(torch.tensor([0, length], dtype=torch.int32))
+            self._prefill_last(length)
+
+    def _prefill_last(self, num_rows: int) -> None:
+        """Run the last piece of a prompt at `num_rows` rows, padding included, and pick.
+
+        Capturable: where the piece starts and how many of its rows count is on the device.
+        """
+        rows = self._start + torch.arange(num_rows, device=self._device)
+        tokens = self._sequence[rows.clamp(max=len(self._sequence) - 1)]
+        self.logits = self.decoder.forward(
+            tokens, self.cache, self._start, is_prefill=True, count=self._count
+        )
+        end = self._start + self._count
+        self._sequence.index_copy_(0, end.long(), self._sampler.pick(self.logits[0]))
+        self._position.copy_(end)
+
+    def _prompt_bucket(self, num_tokens: int) -> int:
+        """Rows that the last piece of a prompt is run at."""
+        last_piece = (num_tokens - 1) % self._prefill_chunk + 1
+        return min(bucket(last_piece, smallest=PREFILL_ROWS), self._prefill_chunk)
+
+    def _capture(self, body: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            body()  # compiles every kernel: capture must not
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # One pool for all: they never run at the same time, and what a graph leaves behind
+        # (the logits) is read before the next one runs.
+        with torch.cuda.graph(graph, pool=self._pool):
+            body()
+        return graph
 
 
-def context_bucket(tokens: int) -> int:
-    """Round a context up to a size graphs are captured for, by less than a quarter or 64."""
-    step = max(64, 1 << max(0, (tokens - 1).bit_length() - 3))
-    return -(-tokens // step) * step
+def bucket(num_tokens: int, *, smallest: int) -> int:
+    """Round up to a size graphs are captured for, by less than a quarter or `smallest`."""
+    step = max(smallest, 1 << max(0, (num_tokens - 1).bit_length() - 3))
+    return -(-num_tokens // step) * step

@@ -1,4 +1,4 @@
-"""Every family against transformers, the oracle: tiny checkpoints that transformers itself wrote."""
+"""Every family against transformers, the oracle, on tiny checkpoints that it wrote itself."""
 
 import json
 

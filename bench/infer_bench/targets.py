@@ -59,9 +59,11 @@ def find_targets(
         for plugin, reference in registry.reference_models()
     ]
     if not found and not broken:
-        names = ", ".join(status.name for status in registry.statuses)
+        why = "; ".join(
+            f"{status.name}: {status.reason or status.state}" for status in registry.statuses
+        )
         raise UsageError(
-            f"none of the installed plugins ({names}) offers a reference model here; see "
+            f"no installed plugin offers a reference model here ({why}); see "
             "`infer plugins list`, or name a checkpoint folder with --model"
         )
     return _distinct([*found, *broken])

@@ -167,24 +167,25 @@ def _qk_norm_rope_kernel(
     if NORM and 2 * HALF < HEAD_DIM:
         tl.store(x_ptrs + rest_cols[None, :], rest.to(dtype), mask=rest_mask)
 
-    if WRITE_KV:
+    if WRITE_KV:  # noqa: SIM102  (with `and` the branch is compiled even when False)
         # Of the tokens that share a slot only the last may write it, or the order decides.
-        is_key = is_head & (heads >= NUM_HEADS) & (token >= num_tokens - capacity)
-        slot_rows = (heads - NUM_HEADS).to(tl.int64) * capacity + position % capacity
-        k_ptrs = k_cache_ptr + slot_rows[:, None] * HEAD_DIM
-        k_mask = is_key[:, None] & is_half[None, :]
-        tl.store(k_ptrs + cols[None, :], rotated_first, mask=k_mask)
-        tl.store(k_ptrs + HALF + cols[None, :], rotated_second, mask=k_mask)
-        if 2 * HALF < HEAD_DIM:
-            k_rest_mask = is_key[:, None] & is_rest[None, :]
-            tl.store(k_ptrs + rest_cols[None, :], rest.to(dtype), mask=k_rest_mask)
+        if token >= num_tokens - capacity:
+            is_key = is_head & (heads >= NUM_HEADS)
+            slot_rows = (heads - NUM_HEADS).to(tl.int64) * capacity + position % capacity
+            k_ptrs = k_cache_ptr + slot_rows[:, None] * HEAD_DIM
+            k_mask = is_key[:, None] & is_half[None, :]
+            tl.store(k_ptrs + cols[None, :], rotated_first, mask=k_mask)
+            tl.store(k_ptrs + HALF + cols[None, :], rotated_second, mask=k_mask)
+            if 2 * HALF < HEAD_DIM:
+                k_rest_mask = is_key[:, None] & is_rest[None, :]
+                tl.store(k_ptrs + rest_cols[None, :], rest.to(dtype), mask=k_rest_mask)
 
-        dims = tl.arange(0, BLOCK_DIM)
-        v_mask = is_key[:, None] & (dims < HEAD_DIM)[None, :]
-        v_heads = heads + NUM_KV_HEADS  # the value head beside each key head
-        v = tl.load(row + v_heads[:, None] * HEAD_DIM + dims[None, :], mask=v_mask, other=0.0)
-        v_ptrs = v_cache_ptr + slot_rows[:, None] * HEAD_DIM + dims[None, :]
-        tl.store(v_ptrs, v, mask=v_mask)
+            dims = tl.arange(0, BLOCK_DIM)
+            v_mask = is_key[:, None] & (dims < HEAD_DIM)[None, :]
+            v_heads = heads + NUM_KV_HEADS  # the value head beside each key head
+            v = tl.load(row + v_heads[:, None] * HEAD_DIM + dims[None, :], mask=v_mask, other=0.0)
+            v_ptrs = v_cache_ptr + slot_rows[:, None] * HEAD_DIM + dims[None, :]
+            tl.store(v_ptrs, v, mask=v_mask)
 
 
 def qk_norm_rope(
