@@ -56,13 +56,5 @@ class ChatTemplateError(InferError):
     """A checkpoint has no chat template, or one that is not a valid template."""
 
 
-class TokenizerError(InferError):
-    """A checkpoint's tokenizer is missing or unreadable."""
-
-
-class ChatTemplateError(InferError):
-    """A checkpoint has no chat template, or one that is not a valid template."""
-
-
 class RequestError(InferError):
     """A request cannot be served: empty prompt, context overflow, bad sampling values."""
