@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 import torch
 
@@ -255,17 +256,24 @@ class Session:
         return min(bucket(last_piece, smallest=PREFILL_ROWS), self._prefill_chunk)
 
     def _capture(self, body: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        # One stream for every capture of the process: cuBLAS keeps a workspace a stream.
+        stream = capture_stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             body()  # compiles every kernel: capture must not
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # One pool for all: they never run at the same time, and what a graph leaves behind
         # (the logits) is read before the next one runs.
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
             body()
         return graph
+
+
+@cache
+def capture_stream() -> torch.cuda.Stream:
+    """Give the stream that graphs are captured on."""
+    return torch.cuda.Stream()
 
 
 def bucket(num_tokens: int, *, smallest: int) -> int:

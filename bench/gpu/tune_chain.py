@@ -1,0 +1,205 @@
+"""Check the decode chain on this GPU, then time it over tiles: python tune_chain.py OUT CONFIG...
+
+Every time is a whole step in a captured graph over the full model's weights, so that nothing
+stays in the L2 cache that would not in use. Warm-up compiles all variants in many processes.
+"""
+
+import json
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+
+import torch
+
+import chain_model
+from infer_core.chain_tiles import default_tiles
+from infer_core.kernels.chain_types import Tile
+
+BUCKET = 2048
+BANDWIDTH = 4.404e12
+
+
+def variants(spec, num_sms: int) -> dict[str, list[Tile]]:
+    small = spec.shape.hidden_size < 2048
+    many = [Tile(r, w, p) for r, w, p in [
+        (2, 4, 4), (4, 4, 2), (4, 4, 4), (4, 4, 6), (8, 4, 2), (8, 4, 4), (4, 8, 2), (8, 8, 1),
+        (8, 8, 2), (4, 2, 8), (8, 2, 4), (1, 1, 16), (2, 1, 16), (4, 1, 8),
+    ]]  # fmt: skip
+    gate = [Tile(r, w, p) for r, w, p in [
+        (2, 4, 4), (4, 4, 2), (4, 4, 4), (4, 4, 3), (4, 8, 2), (2, 8, 4), (4, 8, 1), (8, 8, 1),
+        (2, 2, 8), (4, 2, 4), (1, 1, 16), (1, 2, 8), (2, 1, 8),
+    ]]  # fmt: skip
+    down = [Tile(r, w, p) for r, w, p in [
+        (1, 4, 4), (1, 4, 2), (1, 8, 2), (2, 8, 1), (2, 8, 2), (1, 8, 4), (2, 4, 2), (4, 16, 1),
+        (2, 16, 1), (4, 8, 1), (1, 16, 1), (1, 2, 8),
+    ]]  # fmt: skip
+    head = [Tile(r, w, p) for r, w, p in [
+        (8, 8, 2), (8, 4, 4), (4, 4, 4), (16, 8, 1), (8, 4, 2), (4, 8, 2), (4, 2, 8),
+    ]]  # fmt: skip
+    del small
+    return {"gate_up": gate, "mlp_out": down, "qkv": many, "attn_out": many, "lm_head": head}
+
+
+def compile_one(job) -> None:
+    import triton
+
+    from compile_chain import Sm90
+    from triton.runtime.jit import JITFunction
+
+    folder, kind, tile, sms, pdl = job
+    if not getattr(JITFunction, "patched", False):
+        triton.runtime.driver.set_active(Sm90())
+        original = JITFunction.run
+
+        def compile_only(self, *args, grid, warmup, **kwargs):
+            return original(self, *args, grid=grid, warmup=True, **kwargs)
+
+        JITFunction.run, JITFunction.patched = compile_only, True
+    spec = chain_model.read(folder)
+    tiles = default_tiles(spec, sms)
+    if kind is not None:
+        tiles = replace(tiles, **{kind: tile})
+    chain = chain_model.build(spec, BUCKET, device="meta", pdl=pdl, sms=sms, tiles=tiles)
+    if kind is None:
+        chain.begin(0, 0)
+        chain.step(greedy=True)
+        return
+    launches = {"qkv": 0, "attn_out": 2, "gate_up": 3, "mlp_out": 4, "lm_head": -1}
+    chain._launches[launches[kind]]()
+    if kind in ("qkv",) and len(chain._launches) > 5:
+        chain._launches[5]()
+
+
+def capture(chain):
+    chain.begin(5, 40)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        chain.step(greedy=True)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        chain.step(greedy=True)
+    return graph
+
+
+def time_us(chain, graph, position: int, steps: int = 24, repeats: int = 5) -> float:
+    times = []
+    for _ in range(repeats):
+        chain.begin(5, position)
+        for _ in range(3):
+            graph.replay()
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(steps):
+            graph.replay()
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop) / steps * 1e3)
+    return median(times)
+
+
+def roll(chain, graph, steps: int, kv):
+    """Run greedy steps from a fixed state; return what they left behind."""
+    torch.manual_seed(0)
+    for k, v in kv:
+        k.normal_(), v.normal_()
+    chain.begin(5, 30)
+    for _ in range(steps):
+        graph.replay()
+    torch.cuda.synchronize()
+    return [chain.sequence[31 : 31 + steps].clone(), chain.logits.clone(), *(k.clone() for k, _ in kv)]
+
+
+def main() -> None:
+    out, folders = Path(sys.argv[1]), sys.argv[2:]
+    budget = float(os.environ.get("TUNE_S", "40"))
+    sms = torch.cuda.get_device_properties(0).multi_processor_count
+    print(torch.cuda.get_device_name(0), sms, torch.__version__)
+    begun = time.time()
+    jobs = []
+    for folder in folders:
+        jobs += [(folder, None, None, sms, True), (folder, None, None, sms, False)]
+        if budget:
+            for kind, tiles in variants(chain_model.read(folder), sms).items():
+                jobs += [(folder, kind, tile, sms, True) for tile in tiles]
+    with ProcessPoolExecutor(15, mp_context=get_context("spawn")) as pool:
+        for future in [pool.submit(compile_one, job) for job in jobs]:
+            try:
+                future.result(timeout=100)
+            except Exception as error:  # a tile may not fit
+                print("compile:", repr(error)[:200])
+    print(f"compiled {len(jobs)} in {time.time() - begun:.0f} s", flush=True)
+    results = {}
+    for folder in folders:
+        spec = chain_model.read(folder)
+        params = chain_model.parameters(spec, "cuda")
+        kv = chain_model.caches(spec, BUCKET, "cuda")
+        build = lambda **k: chain_model.build(spec, BUCKET, device="cuda", params=params, kv=kv, **k)  # noqa: E731
+        chain = build(pdl=True)
+        graph = capture(chain)
+        first = time.time()
+        chain.begin(5, 64)
+        truth = chain_model.reference_step(spec, params, kv, 5, 64, torch.float32)
+        eager = chain_model.reference_step(spec, params, kv, 5, 64, torch.bfloat16).float()
+        chain.step(greedy=True)
+        torch.cuda.synchronize()
+        scale = truth.abs().max()
+        record = results[spec.name] = {
+            "error": float((chain.logits.float() - truth).abs().max() / scale),
+            "eager_error": float((eager - truth).abs().max() / scale),
+        }
+        plain = build(pdl=False)
+        plain_graph = capture(plain)
+        same = [torch.equal(a, b) for a, b in zip(roll(chain, graph, 1000, kv), roll(plain, plain_graph, 1000, kv))]
+        record["pdl_equal"] = all(same)
+        record["default"] = {p: time_us(chain, graph, p) for p in (64, 512, 1024, 2000)}
+        record["no_pdl"] = time_us(plain, plain_graph, 64)
+        record["floor"] = chain_model.floor_us(spec, params, 64, BANDWIDTH)
+        print(spec.name, json.dumps(record), flush=True)
+        best_tiles = chain._tiles
+        if budget:
+            best = record["default"][64]
+            log = record["sweep"] = []
+            for kind, tiles in variants(spec, sms).items():
+                for tile in tiles:
+                    if time.time() - first > budget:
+                        break
+                    try:
+                        trial = build(pdl=True, tiles=replace(best_tiles, **{kind: tile}))
+                        us = time_us(trial, capture(trial), 64, repeats=3)
+                    except Exception as error:
+                        print(kind, tile, repr(error)[:100])
+                        continue
+                    log.append((kind, tile.rows, tile.warps, tile.per_sm, us))
+                    if us < best:
+                        best, best_tiles = us, replace(best_tiles, **{kind: tile})
+                rows = sorted((us, f"{r}/{w}/{p}") for k, r, w, p, us in log if k == kind)
+                print(f"  {kind:9}", " ".join(f"{t}:{us:.0f}" for us, t in rows), flush=True)
+            chain = build(pdl=True, tiles=best_tiles)
+            graph = capture(chain)
+            record["best"] = {p: time_us(chain, graph, p) for p in (64, 512, 1024, 2000)}
+            record["best_tiles"] = asdict(best_tiles)
+            print("  best", record["best"], {k: tuple(v.values()) for k, v in record["best_tiles"].items()})
+        # what a step loses without one kind of kernel
+        launches = list(chain._launches)
+        record["without"] = {}
+        for i, kind in enumerate(("qkv", "attention", "attn_out", "gate_up", "mlp_out")):
+            chain._launches = [l for n, l in enumerate(launches) if n % 5 != i or n == len(launches) - 1]
+            less = time_us(chain, capture(chain), 64, repeats=3)
+            record["without"][kind] = ((record.get("best") or record["default"])[64] - less) / spec.shape.num_layers
+        chain._launches = launches[:-1]
+        less = time_us(chain, capture(chain), 64, repeats=3)
+        record["without"]["lm_head"] = (record.get("best") or record["default"])[64] - less
+        print("  without", {k: round(v, 2) for k, v in record["without"].items()}, f"{time.time() - first:.0f} s", flush=True)
+        del chain, graph, plain, plain_graph, params, kv
+        torch.cuda.empty_cache()
+    (out / "chain.json").write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
