@@ -36,7 +36,7 @@ GROUPS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "loader": (
         {"plugins", "plugin_claims", "plugin_hooks", "plugin_loader", "plugin_status"}
-        | {"model_source"},
+        | {"model_source", "hub"},
         {"facts", "contract"},
     ),
     "kernels": ({"kernels"}, set()),
