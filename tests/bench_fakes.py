@@ -140,12 +140,19 @@ class FakeBackend(Backend):
     def load_registry(self):
         return self.registry
 
-    def resolve(self, model, registry, device):
+    def resolve(self, model, registry, device, *, revision=None, weights=True):
         if model not in self.engines:
             raise ModelNotFound(f"{model!r} is neither a folder nor an installed model")
         engine = self.engines[model]
         spec = engine.spec if isinstance(engine, FakeEngine) else toy_spec(max_context=4096)
-        return SimpleNamespace(name=model, label=model.title(), spec=spec, checkpoint=None)
+        return SimpleNamespace(
+            name=model,
+            label=model.title(),
+            spec=spec,
+            checkpoint=None,
+            hub_id=f"toys/{model}",
+            commit=revision,
+        )
 
     def load_engine(self, model, **options):
         # one reference each: from here on only the runner keeps an engine alive

@@ -63,7 +63,14 @@ def _measure_model(
         except Exception as error:
             engine, status, reason = None, _status(error), describe(error)
     results.models.append(
-        Model(name=target.name, label=target.label, plugin=target.plugin, loaded=loaded)
+        Model(
+            name=target.name,
+            label=target.label,
+            plugin=target.plugin,
+            hub_id=target.model.hub_id if target.model else None,
+            commit=target.model.commit if target.model else None,
+            loaded=loaded,
+        )
     )
 
     for case in plan.cases:

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from infer_bench.backend import Backend
@@ -23,6 +24,7 @@ class Request:
     suite: str
     cases: tuple[Case, ...]
     models: tuple[str, ...]
+    revision: str | None
     settings: Settings
     device: str | None
     output_dir: Path | None
@@ -38,7 +40,12 @@ def run_session(request: Request, backend: Backend) -> int:
     """
     created = datetime.now(UTC)
     device = backend.pick_device(request.device)
-    targets = find_targets(request.models, backend.load_registry(), backend.resolve, device=device)
+    resolve = partial(
+        backend.resolve,
+        revision=request.revision,
+        weights=request.settings.weights != "dummy",
+    )
+    targets = find_targets(request.models, backend.load_registry(), resolve, device=device)
     if request.output_dir is not None:
         prepare_folder(request.output_dir)
 

@@ -118,7 +118,7 @@ def test_options_reach_engine_and_report(call):
     backend = toy()
 
     _, (report,) = call(
-        backend, "--model", "toy", "--config", "short", "--dtype", "bfloat16",
+        backend, "--model", "toy", "--revision", "v1", "--config", "short", "--dtype", "bfloat16",
         "--weights", "dummy", "--no-kv-cache", "--warmup", "0", "--trials", "1",
     )  # fmt: skip
 
@@ -131,6 +131,7 @@ def test_options_reach_engine_and_report(call):
         "kv_cache": False,
     }
     assert (report.suite, report.settings.kv_cache) == ("configs", False)
+    assert (report.models[0].hub_id, report.models[0].commit) == ("toys/toy", "v1")
     assert len(report.rows[0].samples) == 1
 
 
@@ -146,6 +147,7 @@ def test_options_reach_engine_and_report(call):
         (["--config", "shrot"], "unknown config 'shrot'"),
         (["--no-save", "--output-dir", "x"], "--output-dir has no use"),
         (["--model", "nobody"], "'nobody' is neither"),
+        (["--revision", "v1"], "--revision needs exactly one --model"),
         (["--max-new-tokens", "-1"], "Invalid value for '--max-new-tokens'"),
         (["--trials", "0"], "Invalid value for '--trials'"),
         (["--warmup", "-1"], "Invalid value for '--warmup'"),
