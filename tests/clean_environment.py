@@ -19,31 +19,33 @@ def build(project: Path, target: str, folder: Path) -> Path:
     return built
 
 
-def clean_environment(folder: Path, *wheels: Path) -> Run:
+def clean_environment(folder: Path, *wheels: Path, oracle: bool = False) -> Run:
     """Install wheels into a fresh venv; give a function that runs one of its commands there.
 
     The environment is a venv that sees the third-party packages of this one through links, but
     none of our editable installs. pip checks the dependencies against the linked packages and
-    may fetch nothing. Links leave out our own distributions and transformers, which no user has
-    to have.
+    may fetch nothing. Links leave out our own distributions and, without `oracle`, transformers,
+    which no user has to have.
     """
     venv.create(folder / "env", symlinks=True)
     (site_packages,) = (folder / "env").glob("lib/python*/site-packages")
     for source in (Path(path) for path in sys.path if Path(path).name == "site-packages"):
         for entry in source.iterdir():
             link = site_packages / entry.name
-            ours = entry.name.startswith(("infer_", "transformers"))
+            ours = entry.name.startswith(("infer_",) if oracle else ("infer_", "transformers"))
             # .pth files would lead back to our editable installs
             if not ours and entry.suffix != ".pth" and not link.exists():
                 link.symlink_to(entry)
     hidden = ("PYTHONPATH", "INFER_", "PIP_")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
 
-    def run(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        command: str, *arguments: str, cwd: Path = folder, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(folder / "env" / "bin" / command), *arguments],
-            cwd=folder,
-            env={**environment, "OMP_NUM_THREADS": "1"},
+            cwd=cwd,
+            env={**environment, "OMP_NUM_THREADS": "1", **variables},
             capture_output=True,
             text=True,
         )
