@@ -1,5 +1,6 @@
 """The kit fails a spoilt plugin, and its message names the hook that was spoilt."""
 
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -122,6 +123,15 @@ def test_a_heavy_entry_module_fails(source, complaint, tmp_path, monkeypatch):
         contract.test_the_entry_module_is_light()
 
 
+def test_what_pytest_loads_by_itself_imports_neither_torch_nor_the_contract():
+    code = "import sys, infer_core.testing.pytest_plugin as p; print(*sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    heavy = {"torch", "triton", "transformers", "pydantic", "infer_core.testing.contract"}
+    assert heavy & set(done.stdout.split()) == set()
+
+
 def test_an_architecture_that_transformers_does_not_know_is_skipped_by_name(tmp_path):
     edits = {'"LlamaForCausalLM"': '"UnheardOfForCausalLM"'}
 
@@ -134,6 +144,15 @@ def test_an_architecture_that_transformers_does_not_know_is_skipped_by_name(tmp_
         tmp_path,
         architectures=["UnheardOfForCausalLM"],
     )
+
+
+def test_without_transformers_parity_is_skipped_and_the_rest_still_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    with pytest.raises(pytest.skip.Exception, match="transformers, the oracle, which is not inst"):
+        check(PARITY, {}, tmp_path)
+    check("test_the_weight_map_is_a_bijection", {}, tmp_path)
+    check("test_cached_equals_uncached", {}, tmp_path)
 
 
 def test_dialects_differ_in_words_and_agree_in_meaning():

@@ -135,7 +135,7 @@ def infer_block_layout(config: Mapping[str, Any]) -> BlockLayout:
         decoder=CustomDecoder(
             target="infer_parallel_toy.decoder:ParallelDecoder",
             adds={"layers.{layer}.gate": (config["hidden_size"],)},
-            omits={"layers.{layer}.mlp_norm"},
+            omits=frozenset({"layers.{layer}.mlp_norm"}),
         ),
     )
 
