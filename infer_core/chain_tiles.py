@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import triton
 
-from infer_core.kernels.chain_types import Tile
+from infer_core.kernels.chain_types import StagedTile, Tile
 from infer_core.specs import AttentionLayout, ModelSpec
 
 
@@ -17,10 +17,10 @@ from infer_core.specs import AttentionLayout, ModelSpec
 class ChainTiles:
     """One tile for each linear layer of a step."""
 
-    qkv: Tile
+    qkv: Tile | StagedTile
     attn_out: Tile
-    gate_up: Tile
-    mlp_out: Tile
+    gate_up: Tile | StagedTile
+    mlp_out: Tile | StagedTile
     lm_head: Tile
 
 
