@@ -185,10 +185,11 @@ class DecodeChain:
             qkv_rows = (attention.num_heads + 2 * attention.num_kv_heads) * attention.head_dim
             width = attention.num_heads * attention.head_dim
             num_splits = -(-slots // plan.split)
-            qkv = empty(qkv_rows)
-            out = empty((num_splits, width))
-            lse = torch.zeros(
-                (num_splits, attention.num_heads), dtype=torch.float32, device=self._x.device
+            qkv, out = empty(qkv_rows), empty(width)
+            scratch = (
+                empty((num_splits, width)),
+                empty((num_splits, attention.num_heads), dtype=torch.float32),
+                empty(attention.num_kv_heads, dtype=torch.int32),
             )
             cos, sin = rope_tables[layer]
 
@@ -203,7 +204,7 @@ class DecodeChain:
                 x, x_other = x_other, x
             launches.append(
                 partial(
-                    chain_attention, qkv, k_cache, v_cache, self.position, cos, sin, out, lse,
+                    chain_attention, qkv, k_cache, v_cache, self.position, cos, sin, out, *scratch,
                     split=plan.split, block=plan.block, warps=plan.warps,
                     max_slots=slots, softmax_scale=attention.softmax_scale,
                     window=attention.window, logit_softcap=attention.logit_softcap,
@@ -214,9 +215,9 @@ class DecodeChain:
             )  # fmt: skip
             launches.append(
                 partial(
-                    linear_residual, out, parameters[name + "attn_out"], delta if sandwich else x,
+                    staged_linear if isinstance(tiles.attn_out, StagedTile) else linear_residual,
+                    out, parameters[name + "attn_out"], delta if sandwich else x,
                     residual=None if sandwich else x, bias=parameters.get(name + "attn_out_bias"),
-                    lse=lse, position=self.position, capacity=slots, split=plan.split,
                     tile=tiles.attn_out, programs=self._programs(tiles.attn_out, hidden),
                     pdl=self.pdl,
                 )

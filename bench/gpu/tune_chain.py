@@ -28,42 +28,62 @@ def staged(*tiles):
     return [StagedTile(*t) for t in tiles]
 
 
-def variants(spec, num_sms: int) -> list[tuple[str, list[Tile | StagedTile]]]:
-    """(slices, chunk, warps, stages, per_sm) of each kind, tried in this order."""
+def plain(*tiles):
+    return [Tile(*t) for t in tiles]
+
+
+def variants(spec, num_sms: int) -> dict[str, list[Tile | StagedTile]]:
+    """Staged: (slices, chunk, warps, stages, per_sm); plain: (rows, warps, per_sm)."""
     if spec.shape.hidden_size == 2048:
-        gate = staged(
-            (4, 64, 8, 10), (4, 64, 8, 7), (4, 64, 8, 13), (4, 128, 8, 5), (8, 64, 8, 10),
-            (2, 64, 8, 10), (1, 64, 8, 10), (4, 64, 4, 10, 2), (4, 128, 4, 5, 2), (4, 64, 8, 4, 2),
-            (4, 64, 4, 6, 3),
-        )  # fmt: skip
-        down = staged(
-            (8, 64, 8, 4), (8, 64, 8, 6), (8, 64, 8, 9), (8, 128, 8, 4), (4, 64, 4, 6), (4, 64, 4, 12),
-            (8, 64, 4, 6, 2), (4, 64, 4, 6, 2), (8, 64, 8, 3, 2),
-        )  # fmt: skip
-        qkv = staged(
-            (4, 64, 8, 3), (4, 64, 8, 5), (8, 64, 8, 3), (8, 64, 8, 6), (4, 64, 4, 5, 2),
-            (8, 64, 4, 4, 3), (4, 64, 4, 8),
-        )  # fmt: skip
+        kinds = {
+            "gate_up": staged((4, 64, 8, 6), (4, 64, 8, 9), (4, 64, 8, 12), (4, 128, 4, 4, 2),
+                              (4, 64, 4, 5, 2), (4, 64, 4, 8, 2), (4, 64, 4, 10, 2),
+                              (4, 64, 4, 6, 3)) + plain((2, 4, 4), (2, 8, 4)),
+            "mlp_out": staged((8, 64, 8, 3), (8, 64, 8, 5), (8, 64, 8, 7), (8, 64, 8, 9),
+                              (4, 64, 4, 6), (4, 64, 4, 10), (8, 64, 4, 5, 2), (8, 64, 4, 8, 2))
+                       + plain((2, 8, 2), (1, 8, 4)),
+            "qkv": staged((8, 64, 8, 3), (8, 64, 8, 4), (4, 64, 8, 3), (4, 64, 4, 4, 2),
+                          (4, 64, 4, 6, 2), (4, 64, 4, 8, 2), (8, 64, 4, 3, 3))
+                   + plain((4, 4, 4), (2, 4, 4)),
+            "attn_out": staged((8, 64, 8, 3), (8, 64, 8, 5), (4, 64, 4, 5), (4, 64, 4, 9),
+                               (8, 64, 4, 3, 2), (8, 64, 4, 5, 2))
+                        + plain((8, 8, 2), (4, 8, 2), (8, 8, 1)),
+        }  # fmt: skip
     else:
-        gate = staged(
-            (2, 64, 8, 10), (2, 64, 8, 7), (2, 64, 8, 12), (1, 128, 8, 5), (1, 64, 8, 10),
-            (2, 64, 4, 10, 2), (1, 64, 4, 9, 2), (4, 32, 8, 20), (4, 32, 8, 12), (2, 64, 4, 6, 3),
-        )  # fmt: skip
-        down = staged(
-            (8, 32, 8, 6), (8, 32, 8, 10), (8, 32, 8, 16), (4, 64, 4, 6), (4, 64, 4, 12),
-            (8, 32, 4, 8, 2), (8, 32, 4, 16, 2), (4, 64, 4, 6, 2), (4, 64, 8, 5),
-        )  # fmt: skip
-        qkv = staged(
-            (2, 64, 8, 3), (2, 64, 4, 5, 2), (4, 32, 8, 6), (4, 32, 4, 6), (4, 32, 4, 6, 2),
-            (2, 64, 4, 5),
-        )  # fmt: skip
-    out = [Tile(r, w, p) for r, w, p in [
-        (4, 8, 2), (8, 8, 2), (8, 4, 4), (8, 4, 2), (4, 8, 4), (16, 8, 1), (8, 8, 1), (8, 16, 1),
-    ]]  # fmt: skip
-    return [
-        ("attn_out", out), ("gate_up", gate), ("mlp_out", down), ("qkv", qkv),
-        ("gate_up", gate), ("mlp_out", down),
-    ]  # fmt: skip
+        kinds = {
+            "gate_up": staged((2, 64, 8, 6), (2, 64, 8, 9), (2, 64, 8, 11), (1, 64, 8, 9),
+                              (2, 64, 4, 5, 2), (2, 64, 4, 8, 2), (4, 32, 4, 10, 3),
+                              (2, 64, 4, 6, 3), (4, 32, 4, 16, 2)) + plain((4, 4, 4), (2, 4, 4)),
+            "mlp_out": staged((4, 64, 4, 6), (4, 64, 4, 10), (4, 64, 4, 14), (8, 32, 8, 10),
+                              (8, 32, 8, 14), (8, 32, 4, 8, 2), (4, 64, 4, 6, 2))
+                       + plain((1, 4, 4), (2, 8, 2)),
+            "qkv": staged((2, 64, 4, 4), (2, 64, 4, 6), (4, 32, 4, 5), (4, 32, 4, 9),
+                          (4, 32, 8, 4)) + plain((4, 4, 4), (8, 4, 2)),
+            "attn_out": staged((4, 64, 4, 3), (4, 64, 4, 5), (8, 64, 4, 3, 2), (8, 64, 8, 3),
+                               (4, 32, 4, 5)) + plain((8, 8, 2), (8, 8, 1)),
+        }  # fmt: skip
+    kinds["lm_head"] = plain((4, 2, 8), (8, 4, 4), (8, 8, 2))
+    return kinds
+
+
+def descend(time_tiles, tiles, kinds, order, until):
+    """Coordinate descent over the tiles of each kind."""
+    best, seen = time_tiles(tiles), {}
+    for kind in order:
+        rows = []
+        for tile in kinds[kind]:
+            trial = replace(tiles, **{kind: tile})
+            if trial not in seen:
+                if time.time() > until:
+                    break
+                seen[trial] = time_tiles(trial)
+            rows.append((seen[trial], tile))
+        rows.sort(key=lambda row: row[0])
+        print(f"  {kind:9}", " ".join(
+            f"{'/'.join(map(str, list(asdict(t).values())[:5]))}:{us:.0f}" for us, t in rows), flush=True)
+        if rows and rows[0][0] < best:
+            best, tiles = rows[0][0], replace(tiles, **{kind: rows[0][1]})
+    return best, tiles
 
 
 def compile_one(job) -> None:
@@ -148,7 +168,7 @@ def main() -> None:
     for folder in folders:
         jobs += [(folder, None, None, sms, True), (folder, None, None, sms, False)]
         if budget:
-            for kind, tiles in variants(chain_model.read(folder), sms)[:4]:
+            for kind, tiles in variants(chain_model.read(folder), sms).items():
                 jobs += [(folder, kind, tile, sms, True) for tile in tiles]
     with ProcessPoolExecutor(15, mp_context=get_context("spawn")) as pool:
         for future in [pool.submit(compile_one, job) for job in jobs]:
@@ -166,6 +186,11 @@ def main() -> None:
         chain = build(pdl=True)
         graph = capture(chain)
         first = time.time()
+        for tile in variants(spec, sms)["lm_head"]:
+            trial = build(pdl=True, tiles=replace(chain._tiles, lm_head=tile))
+            trial._launches = trial._launches[-1:] * 8
+            us = time_us(trial, capture(trial), 64, repeats=3) / 8
+            print(f"  lm_head alone {tile.rows}/{tile.warps}/{tile.per_sm}: {params['embed'].nbytes / us / 1e6:.3f} TB/s")
         chain.begin(5, 64)
         truth = chain_model.reference_step(spec, params, kv, 5, 64, torch.float32)
         eager = chain_model.reference_step(spec, params, kv, 5, 64, torch.bfloat16).float()
@@ -180,34 +205,35 @@ def main() -> None:
         plain_graph = capture(plain)
         same = [torch.equal(a, b) for a, b in zip(roll(chain, graph, 1000, kv), roll(plain, plain_graph, 1000, kv))]
         record["pdl_equal"] = all(same)
-        record["default"] = {p: time_us(chain, graph, p) for p in (64, 512, 1024, 2000)}
+        record["default"] = {p: round(time_us(chain, graph, p), 1) for p in (64, 512, 1024, 2000)}
         record["no_pdl"] = time_us(plain, plain_graph, 64)
         record["floor"] = chain_model.floor_us(spec, params, 64, BANDWIDTH)
         print(spec.name, json.dumps(record), flush=True)
         best_tiles = chain._tiles
         if budget:
-            best = record["default"][64]
-            record["sweep"] = []
-            for kind, tiles in variants(spec, sms):
-                log = []
-                for tile in tiles:
-                    if time.time() - first > budget:
-                        break
-                    try:
-                        trial = build(pdl=True, tiles=replace(best_tiles, **{kind: tile}))
-                        us = time_us(trial, capture(trial), 64, repeats=3)
-                    except Exception as error:
-                        print(kind, tile, repr(error)[:300])
-                        continue
-                    log.append((kind, "/".join(map(str, asdict(tile).values())), us))
-                    record["sweep"].append(log[-1])
-                    if us < best:
-                        best, best_tiles = us, replace(best_tiles, **{kind: tile})
-                rows = sorted((us, name) for _, name, us in log)
-                print(f"  {kind:9}", " ".join(f"{t}:{us:.0f}" for us, t in rows), flush=True)
+            def time_tiles(tiles):
+                try:
+                    trial = build(pdl=True, tiles=tiles)
+                    return time_us(trial, capture(trial), 64, repeats=3)
+                except Exception as error:
+                    print(tiles, repr(error)[:300])
+                    return 1e9
+
+            kinds = variants(spec, sms)
+            order = ["lm_head", "attn_out", "qkv", "gate_up", "mlp_out"]
+            starts = {
+                "plain": best_tiles,
+                "staged": replace(best_tiles, **{k: kinds[k][0] for k in order[1:]}),
+            }
+            found = []
+            for name, tiles in starts.items():
+                print(" ", name, "start", round(time_tiles(tiles), 1))
+                found.append(descend(time_tiles, tiles, kinds, order + order[1:], time.time() + budget / 2))
+            record["found"] = [(us, asdict(tiles)) for us, tiles in found]
+            best_tiles = min(found, key=lambda row: row[0])[1]
             chain = build(pdl=True, tiles=best_tiles)
             graph = capture(chain)
-            record["best"] = {p: time_us(chain, graph, p) for p in (64, 512, 1024, 2000)}
+            record["best"] = {p: round(time_us(chain, graph, p), 1) for p in (64, 512, 1024, 2000)}
             record["best_tiles"] = asdict(best_tiles)
             torch.manual_seed(0)
             for k, v in kv:

@@ -28,7 +28,8 @@ class StagedTile:
     """How `staged_linear` cuts a matrix; a tile has 16 * warps / slices rows.
 
     slices: pieces of a row's width (1, 2, 4 or 8); chunk: columns of a piece a stage holds;
-    stages: chunks in shared memory, of 32 * warps * chunk bytes each.
+    stages: chunks in shared memory, of 32 * warps * chunk bytes each; registers: limit a thread,
+    so that the kernels before and after fit beside it.
     """
 
     slices: int
@@ -36,6 +37,7 @@ class StagedTile:
     warps: int
     stages: int
     per_sm: int = 1
+    registers: int = 80
 
 
 def check_vectors(

@@ -156,8 +156,10 @@ def _staged_linear_kernel(
         )  # fmt: skip
 
     # the input, cut into rows of a slice each, as B wants its columns
-    x_layout: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [num_warps, 1], [1, 0])
-    n = gl.arange(0, 8, gl.SliceLayout(1, x_layout))
+    x_layout: gl.constexpr = gl.BlockedLayout(
+        [1, 8], [1, 32], [min(SLICES, num_warps), max(1, num_warps // SLICES)], [1, 0]
+    )
+    n = gl.arange(0, SLICES, gl.SliceLayout(1, x_layout))
     k = gl.arange(0, SLICE_PAD, gl.SliceLayout(0, x_layout))
     x_mask = (n < SLICES)[:, None] & (k < SLICE)[None, :]
     x_offsets = n[:, None] * SLICE + k[None, :]
@@ -168,6 +170,10 @@ def _staged_linear_kernel(
 
     if PDL:
         _gdc_wait()  # above: only what no kernel of the chain writes
+    flat: gl.constexpr = gl.BlockedLayout([1], [32], [num_warps], [0])
+    out = gl.arange(0, PER_TILE, flat)
+    if HAS_RESIDUAL:
+        residual = gl.load(residual_ptr + first + out, mask=out < count, other=0.0)
     x = gl.load(x_ptr + x_offsets, mask=x_mask, other=0.0)
     if HAS_NORM:
         if ADD_NORMED:
@@ -177,10 +183,10 @@ def _staged_linear_kernel(
             if pid == 0:
                 gl.store(x_out_ptr + x_offsets, x, mask=x_mask)
         x = _rms_norm(x, norm_weight, WIDTH, EPS, WEIGHT_OFFSET, WEIGHT_IN_FP32)
-    x_shared = gl.allocate_shared_memory(
-        dtype, [8, SLICE_PAD], gl.SwizzledSharedLayout(8, 1, min(8, CHUNK // 8), [1, 0])
-    )
-    x_shared.store(x)
+    x_shared_layout: gl.constexpr = gl.SwizzledSharedLayout(8, 1, min(8, CHUNK // 8), [1, 0])
+    x_shared = gl.allocate_shared_memory(dtype, [8, SLICE_PAD], x_shared_layout)
+    # columns of B past SLICES stay as they are: nothing of theirs is on the diagonal
+    x_shared._reinterpret(dtype, [SLICES, SLICE_PAD], x_shared_layout).store(x)
 
     mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [num_warps, 1], [16, 8])
     dot_a: gl.constexpr = gl.DotOperandLayout(0, mma, 2)
@@ -188,7 +194,6 @@ def _staged_linear_kernel(
     piece = gl.arange(0, M, gl.SliceLayout(1, mma)) // ROWS
     column = gl.arange(0, 8, gl.SliceLayout(0, mma))
     diagonal = piece[:, None] == column[None, :]
-    flat: gl.constexpr = gl.BlockedLayout([1], [32], [num_warps], [0])
 
     i = 0
     for tile in range(0, gl.cdiv(count, PER_TILE)):
@@ -212,22 +217,23 @@ def _staged_linear_kernel(
             up = gl.convert_layout(gl.sum(gl.where(which == 1, pair, 0.0), axis=0), flat)
             sums = gl.sum(gl.where(which == 0, pair, 0.0), axis=0)
         acc_row = gl.convert_layout(sums, flat)
-        out = tile * PER_TILE + gl.arange(0, PER_TILE, flat)
         inside = out < count
-        out += first
         if HAS_BIAS:
-            acc_row += gl.load(bias_ptr + out, mask=inside, other=0.0).to(gl.float32)
+            acc_row += gl.load(bias_ptr + first + out, mask=inside, other=0.0).to(gl.float32)
         y = acc_row.to(dtype)
         if ACTIVATION is not None:
             y = _activate(y.to(gl.float32), ACTIVATION).to(dtype)
         if GATED:
             if HAS_BIAS:
-                up += gl.load(bias_ptr + num_rows + out, mask=inside, other=0.0).to(gl.float32)
+                bias = gl.load(bias_ptr + num_rows + first + out, mask=inside, other=0.0)
+                up += bias.to(gl.float32)
             y = (y.to(gl.float32) * up.to(dtype).to(gl.float32)).to(dtype)
         if HAS_RESIDUAL:
-            residual = gl.load(residual_ptr + out, mask=inside, other=0.0)
             y = (residual.to(gl.float32) + y.to(gl.float32)).to(dtype)
-        gl.store(y_ptr + out, y, mask=inside)
+        gl.store(y_ptr + first + out, y, mask=inside)
+        out += PER_TILE
+        if HAS_RESIDUAL:
+            residual = gl.load(residual_ptr + first + out, mask=out < count, other=0.0)
 
 
 def staged_linear(
@@ -297,5 +303,6 @@ def staged_linear(
         GATED=gated,
         PDL=pdl,
         num_warps=tile.warps,
+        maxnreg=tile.registers,
         launch_pdl=pdl,
     )
