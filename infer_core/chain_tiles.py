@@ -22,6 +22,15 @@ class ChainTiles:
     gate_up: Tile | StagedTile
     mlp_out: Tile | StagedTile
     lm_head: Tile
+    attention: "AttentionTile"
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTile:
+    """Elements of K a program takes at a time, and its warps."""
+
+    elements: int
+    warps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,7 @@ def default_tiles(spec: ModelSpec, num_sms: int) -> ChainTiles:
         gate_up=_tile(inter, up_width, num_sms, per_thread=96, warps=4, per_sm=4),
         mlp_out=_tile(hidden, inter, num_sms, per_thread=64, warps=8, per_sm=2),
         lm_head=_tile(spec.shape.vocab_size, hidden, num_sms, per_thread=128, warps=4, per_sm=4),
+        attention=AttentionTile(8192, 4),
     )
 
 
@@ -61,12 +71,11 @@ def _tile(
     return Tile(1 << (wanted.bit_length() - 1), warps, per_sm)
 
 
-def attention_split(attention: AttentionLayout, slots: int) -> AttentionSplit:
-    """Cut a cache of `slots` into at most 32 splits of 8192 elements of K, or more of them.
-
-    4 warps hold that many keys and values in registers and leave room for the kernels around.
-    """
+def attention_split(
+    attention: AttentionLayout, slots: int, tile: AttentionTile
+) -> AttentionSplit:
+    """Cut a cache of `slots` into splits of one block, or into 32 splits of several."""
     width = triton.next_power_of_2(attention.head_dim)
-    block = max(16, 8192 // width)
+    block = min(max(16, tile.elements // width), max(16, triton.next_power_of_2(slots)))
     split = max(block, triton.next_power_of_2(-(-slots // 32)))
-    return AttentionSplit(split, block, warps=4)
+    return AttentionSplit(split, block, tile.warps)

@@ -149,6 +149,18 @@ class DecodeChain:
             )  # fmt: skip
         return partial(norm_linear, x, norm_weight, weight, y, self._norm, **common, **extra)
 
+    def _linear(
+        self, tile: Tile | StagedTile, x: Tensor, weight: Tensor, y: Tensor, **extra: Any
+    ) -> Callable[[], None]:
+        """Bind a linear layer to the kernel its tile is for; only the plain one merges splits."""
+        programs = self._programs(tile, y.shape[0])
+        if isinstance(tile, StagedTile) and "lse" in extra:
+            tile, programs = Tile(8, 8, 1), self._sms
+        kernel = staged_linear if isinstance(tile, StagedTile) else linear_residual
+        return partial(
+            kernel, x, weight, y, tile=tile, programs=programs, pdl=self.pdl, **extra
+        )
+
     def _plan(
         self,
         parameters: Mapping[str, Tensor],
@@ -181,16 +193,17 @@ class DecodeChain:
             k_cache, v_cache = kv_cache[layer]
             capacity = k_cache.shape[1]
             slots = min(capacity, max_context)
-            plan = attention_split(attention, slots)
+            plan = attention_split(attention, slots, tiles.attention)
             qkv_rows = (attention.num_heads + 2 * attention.num_kv_heads) * attention.head_dim
             width = attention.num_heads * attention.head_dim
             num_splits = -(-slots // plan.split)
-            qkv, out = empty(qkv_rows), empty(width)
-            scratch = (
-                empty((num_splits, width)),
-                empty((num_splits, attention.num_heads), dtype=torch.float32),
-                empty(attention.num_kv_heads, dtype=torch.int32),
-            )
+            qkv, out = empty(qkv_rows), empty((num_splits, width))
+            lse = empty((num_splits, attention.num_heads), dtype=torch.float32)
+            merge: dict[str, Any] = {}
+            if num_splits > 1:
+                merge = {
+                    "lse": lse, "position": self.position, "capacity": slots, "split": plan.split
+                }  # fmt: skip
             cos, sin = rope_tables[layer]
 
             extra = normed(f"layers.{layer - 1}.mlp_post_norm", first=layer == 0)
@@ -204,7 +217,7 @@ class DecodeChain:
                 x, x_other = x_other, x
             launches.append(
                 partial(
-                    chain_attention, qkv, k_cache, v_cache, self.position, cos, sin, out, *scratch,
+                    chain_attention, qkv, k_cache, v_cache, self.position, cos, sin, out, lse,
                     split=plan.split, block=plan.block, warps=plan.warps,
                     max_slots=slots, softmax_scale=attention.softmax_scale,
                     window=attention.window, logit_softcap=attention.logit_softcap,
@@ -214,12 +227,10 @@ class DecodeChain:
                 )
             )  # fmt: skip
             launches.append(
-                partial(
-                    staged_linear if isinstance(tiles.attn_out, StagedTile) else linear_residual,
-                    out, parameters[name + "attn_out"], delta if sandwich else x,
-                    residual=None if sandwich else x, bias=parameters.get(name + "attn_out_bias"),
-                    tile=tiles.attn_out, programs=self._programs(tiles.attn_out, hidden),
-                    pdl=self.pdl,
+                self._linear(
+                    tiles.attn_out, out if merge else out[0], parameters[name + "attn_out"],
+                    delta if sandwich else x, residual=None if sandwich else x,
+                    bias=parameters.get(name + "attn_out_bias"), **merge,
                 )
             )  # fmt: skip
             extra = normed(name + "attn_post_norm")
@@ -233,12 +244,9 @@ class DecodeChain:
             if extra:
                 x, x_other = x_other, x
             launches.append(
-                partial(
-                    staged_linear if isinstance(tiles.mlp_out, StagedTile) else linear_residual,
-                    inner, parameters[name + "mlp_out"], delta if sandwich else x,
+                self._linear(
+                    tiles.mlp_out, inner, parameters[name + "mlp_out"], delta if sandwich else x,
                     residual=None if sandwich else x, bias=parameters.get(name + "mlp_out_bias"),
-                    tile=tiles.mlp_out, programs=self._programs(tiles.mlp_out, hidden),
-                    pdl=self.pdl,
                 )
             )  # fmt: skip
         launches.append(

@@ -17,7 +17,7 @@ from statistics import median
 import torch
 
 import chain_model
-from infer_core.chain_tiles import default_tiles
+from infer_core.chain_tiles import AttentionTile, default_tiles
 from infer_core.kernels.chain_types import StagedTile, Tile
 
 BUCKET = 2048
@@ -32,37 +32,36 @@ def plain(*tiles):
     return [Tile(*t) for t in tiles]
 
 
-def variants(spec, num_sms: int) -> dict[str, list[Tile | StagedTile]]:
-    """Staged: (slices, chunk, warps, stages, per_sm); plain: (rows, warps, per_sm)."""
+def variants(spec, num_sms: int) -> dict[str, list]:
+    """Staged: (slices, chunk, warps, stages, per_sm, ahead); plain: (rows, warps, per_sm)."""
     if spec.shape.hidden_size == 2048:
         kinds = {
-            "gate_up": staged((4, 64, 8, 6), (4, 64, 8, 9), (4, 64, 8, 12), (4, 128, 4, 4, 2),
-                              (4, 64, 4, 5, 2), (4, 64, 4, 8, 2), (4, 64, 4, 10, 2),
-                              (4, 64, 4, 6, 3)) + plain((2, 4, 4), (2, 8, 4)),
-            "mlp_out": staged((8, 64, 8, 3), (8, 64, 8, 5), (8, 64, 8, 7), (8, 64, 8, 9),
-                              (4, 64, 4, 6), (4, 64, 4, 10), (8, 64, 4, 5, 2), (8, 64, 4, 8, 2))
-                       + plain((2, 8, 2), (1, 8, 4)),
-            "qkv": staged((8, 64, 8, 3), (8, 64, 8, 4), (4, 64, 8, 3), (4, 64, 4, 4, 2),
-                          (4, 64, 4, 6, 2), (4, 64, 4, 8, 2), (8, 64, 4, 3, 3))
-                   + plain((4, 4, 4), (2, 4, 4)),
-            "attn_out": staged((8, 64, 8, 3), (8, 64, 8, 5), (4, 64, 4, 5), (4, 64, 4, 9),
-                               (8, 64, 4, 3, 2), (8, 64, 4, 5, 2))
-                        + plain((8, 8, 2), (4, 8, 2), (8, 8, 1)),
+            "gate_up": plain((2, 8, 4), (2, 4, 4)) + staged(
+                (4, 64, 8, 9, 1, 1), (4, 64, 8, 9, 1, 2), (4, 64, 8, 9, 1, 3), (4, 64, 8, 12, 1, 2),
+                (4, 64, 4, 10, 2, 1), (4, 64, 4, 10, 2, 2), (4, 64, 4, 10, 2, 3),
+                (4, 64, 4, 10, 2, 9), (4, 64, 4, 8, 2, 2), (4, 128, 4, 5, 2, 1), (4, 64, 8, 7, 1, 2)),
+            "mlp_out": plain((2, 8, 2), (1, 8, 4)) + staged(
+                (8, 64, 8, 9, 1, 2), (8, 64, 8, 9, 1, 3), (8, 64, 8, 7, 1, 2), (8, 64, 4, 8, 2, 2),
+                (8, 64, 4, 8, 2, 4), (8, 64, 4, 5, 2, 2), (4, 64, 4, 12, 1, 3)),
+            "qkv": plain((2, 4, 4), (4, 4, 4), (4, 4, 2), (2, 4, 2)) + staged(
+                (4, 64, 4, 6, 2, 2), (4, 64, 4, 8, 2, 4), (8, 64, 4, 3, 3, 2)),
         }  # fmt: skip
     else:
         kinds = {
-            "gate_up": staged((2, 64, 8, 6), (2, 64, 8, 9), (2, 64, 8, 11), (1, 64, 8, 9),
-                              (2, 64, 4, 5, 2), (2, 64, 4, 8, 2), (4, 32, 4, 10, 3),
-                              (2, 64, 4, 6, 3), (4, 32, 4, 16, 2)) + plain((4, 4, 4), (2, 4, 4)),
-            "mlp_out": staged((4, 64, 4, 6), (4, 64, 4, 10), (4, 64, 4, 14), (8, 32, 8, 10),
-                              (8, 32, 8, 14), (8, 32, 4, 8, 2), (4, 64, 4, 6, 2))
-                       + plain((1, 4, 4), (2, 8, 2)),
-            "qkv": staged((2, 64, 4, 4), (2, 64, 4, 6), (4, 32, 4, 5), (4, 32, 4, 9),
-                          (4, 32, 8, 4)) + plain((4, 4, 4), (8, 4, 2)),
-            "attn_out": staged((4, 64, 4, 3), (4, 64, 4, 5), (8, 64, 4, 3, 2), (8, 64, 8, 3),
-                               (4, 32, 4, 5)) + plain((8, 8, 2), (8, 8, 1)),
+            "gate_up": plain((4, 4, 4), (4, 4, 2)) + staged(
+                (1, 64, 8, 9, 1, 1), (1, 64, 8, 9, 1, 2), (1, 64, 8, 9, 1, 3), (2, 64, 8, 9, 1, 2),
+                (2, 64, 8, 9, 1, 3), (2, 64, 8, 11, 1, 2), (2, 64, 4, 10, 2, 2),
+                (2, 64, 4, 10, 2, 4), (2, 64, 4, 8, 2, 2), (2, 64, 8, 7, 1, 2)),
+            "mlp_out": plain((1, 4, 4), (2, 8, 2), (1, 8, 2)) + staged(
+                (4, 64, 4, 14, 1, 2), (4, 64, 4, 14, 1, 4), (8, 32, 8, 14, 1, 3),
+                (4, 64, 4, 8, 1, 2), (8, 32, 8, 10, 1, 4), (4, 64, 4, 10, 1, 9)),
+            "qkv": plain((8, 4, 2), (4, 4, 4), (4, 4, 2)) + staged(
+                (2, 64, 4, 6, 1, 2), (2, 64, 4, 6, 1, 5)),
         }  # fmt: skip
-    kinds["lm_head"] = plain((4, 2, 8), (8, 4, 4), (8, 8, 2))
+    kinds["attn_out"] = plain((4, 8, 2), (4, 8, 1), (8, 8, 1), (8, 8, 2), (4, 16, 1), (2, 8, 2))
+    kinds["attention"] = [AttentionTile(*t) for t in (
+        (8192, 4), (4096, 4), (8192, 8), (16384, 8), (4096, 2))]
+    kinds["lm_head"] = plain((4, 2, 8), (8, 4, 4))
     return kinds
 
 
@@ -80,7 +79,7 @@ def descend(time_tiles, tiles, kinds, order, until):
             rows.append((seen[trial], tile))
         rows.sort(key=lambda row: row[0])
         print(f"  {kind:9}", " ".join(
-            f"{'/'.join(map(str, list(asdict(t).values())[:5]))}:{us:.0f}" for us, t in rows), flush=True)
+            f"{'/'.join(map(str, list(asdict(t).values())[:6]))}:{us:.0f}" for us, t in rows), flush=True)
         if rows and rows[0][0] < best:
             best, tiles = rows[0][0], replace(tiles, **{kind: rows[0][1]})
     return best, tiles
@@ -110,12 +109,14 @@ def compile_one(job) -> None:
         chain.begin(0, 0)
         chain.step(greedy=True)
         return
-    launches = {"qkv": 0, "attn_out": 2, "gate_up": 3, "mlp_out": 4, "lm_head": -1}
+    launches = {"qkv": 0, "attention": 1, "attn_out": 2, "gate_up": 3, "mlp_out": 4, "lm_head": -1}
     chain._launches[launches[kind]]()
     if kind == "qkv":  # the first layer has no norm of a previous block
         chain._launches[5]()
-    if kind == "attn_out" and len(chain._launches) > 27:  # a layer of another cache size
-        chain._launches[27]()
+    if kind == "attention":  # the other side of the merge
+        chain._launches[2]()
+    if kind in ("attention", "attn_out") and spec.attention[0].window is not None:
+        chain._launches[26](), chain._launches[27]()  # a layer of another cache size
 
 
 def capture(chain):
@@ -214,27 +215,38 @@ def main() -> None:
             def time_tiles(tiles):
                 try:
                     trial = build(pdl=True, tiles=tiles)
-                    return time_us(trial, capture(trial), 64, repeats=3)
+                    graph = capture(trial)
+                    return (time_us(trial, graph, 64, repeats=3) + time_us(trial, graph, 1000, repeats=3)) / 2
                 except Exception as error:
                     print(tiles, repr(error)[:300])
                     return 1e9
 
             kinds = variants(spec, sms)
-            order = ["lm_head", "attn_out", "qkv", "gate_up", "mlp_out"]
+            order = ["attention", "attn_out", "qkv", "gate_up", "mlp_out"]
             starts = {
                 "plain": best_tiles,
-                "staged": replace(best_tiles, **{k: kinds[k][0] for k in order[1:]}),
+                "staged": replace(
+                    best_tiles, gate_up=kinds["gate_up"][3], qkv=kinds["qkv"][2],
+                    attn_out=kinds["attn_out"][1],
+                ),
             }
             found = []
             for name, tiles in starts.items():
                 print(" ", name, "start", round(time_tiles(tiles), 1))
-                found.append(descend(time_tiles, tiles, kinds, order + order[1:], time.time() + budget / 2))
+                found.append(descend(time_tiles, tiles, kinds, order + order, time.time() + budget / 2))
             record["found"] = [(us, asdict(tiles)) for us, tiles in found]
             best_tiles = min(found, key=lambda row: row[0])[1]
             chain = build(pdl=True, tiles=best_tiles)
             graph = capture(chain)
             record["best"] = {p: round(time_us(chain, graph, p), 1) for p in (64, 512, 1024, 2000)}
             record["best_tiles"] = asdict(best_tiles)
+            for bucket, position in ((512, 384), (1152, 576), (2048, 1536)):
+                kv_b = chain_model.caches(spec, bucket, "cuda")
+                for name, tiles in (("default", None), ("best", best_tiles)):
+                    trial = chain_model.build(spec, bucket, device="cuda", pdl=True, params=params, kv=kv_b, tiles=tiles)
+                    record[f"{name}_{bucket}_{position}"] = round(time_us(trial, capture(trial), position), 1)
+                del kv_b, trial
+            print("  cases", {k: v for k, v in record.items() if k.count("_") == 2})
             torch.manual_seed(0)
             for k, v in kv:
                 k.normal_(), v.normal_()

@@ -4,23 +4,18 @@
     seen: age > 0, position - age >= 0, age < window; and the new token itself, from registers
     scores = softmax over the seen tokens of soft_cap(scale * q @ k)
     partial[s], lse[s] = the output of split s alone, and log(sum(exp(score))) of it
-    out = sum over s of exp(lse[s]) * partial[s] / sum over s of exp(lse[s])
 
 Split s covers slots [s * SPLIT, (s + 1) * SPLIT); split 0 also handles the new token and writes it
-to slot position % capacity. Of the max(1, ceil(min(position, capacity) / SPLIT)) splits in use, the
-one that finishes last merges all of them, in order, so that the result does not depend on which it
-is; a single split writes `out` directly.
+to slot position % capacity. Splits that hold no past token leave `partial` and `lse` unwritten,
+except split 0; `linear_residual` reads only max(1, ceil(min(position, capacity) / SPLIT)) of them.
 
 Shapes  qkv [(num_heads + 2 * num_kv_heads) * head_dim]; caches [num_kv_heads, capacity, head_dim];
-        cos, sin float32 [context, rotary_dim / 2]; out [num_heads * head_dim]; scratch: partial
-        [num_splits, num_heads * head_dim], lse float32 [num_splits, num_heads], finished int32
-        [num_kv_heads], zero before and after.
-Dtypes  qkv, caches, partial and out of one dtype; norm, RoPE, softmax and sums are float32.
+        cos, sin float32 [context, rotary_dim / 2]; partial [num_splits, num_heads * head_dim];
+        lse float32 [num_splits, num_heads].
+Dtypes  qkv, caches and partial of one dtype; norm, RoPE, softmax and sums are float32.
 Bound   latency: a program's share of the past is loaded before its predecessor has finished,
         which is safe because only the new token's slot is written within a step.
 """
-
-import math
 
 import torch
 import triton
@@ -57,7 +52,7 @@ def chain_attention_ref(
     norm: Norm | None = None,
     logit_softcap: float | None = None,
 ) -> torch.Tensor:
-    """Define the kernel in plain torch; writes the caches, returns [num_heads * d]."""
+    """Define the kernel and the merge of its splits; writes the caches, returns [num_heads * d]."""
     num_kv_heads, capacity, head_dim = k_cache.shape
     q, k, v = qkv.unflatten(0, (-1, head_dim)).split([num_heads, num_kv_heads, num_kv_heads])
     if q_norm is not None and k_norm is not None and norm is not None:
@@ -75,56 +70,6 @@ def chain_attention_ref(
     wide = torch.promote_types(scores.dtype, torch.float32)
     share = torch.softmax(scores, dim=-1, dtype=wide).to(qkv.dtype)
     return torch.einsum("hgn,hnd->hgd", share, values).flatten()
-
-
-@triton.jit
-def _merge_splits(
-    partial_ptr,
-    lse_ptr,
-    first_col,
-    num_used,
-    NUM_HEADS: tl.constexpr,
-    SIZE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    VECTOR: tl.constexpr,
-    SPLITS_AT_ONCE: tl.constexpr,
-):
-    """Merge the SIZE columns of one kv head over all used splits; float32 [BLOCK / VECTOR, VECTOR].
-
-    VECTOR divides HEAD_DIM: so many neighbouring columns share one lse load.
-    """
-    chunks = tl.arange(0, BLOCK // VECTOR) * VECTOR
-    cols = first_col + chunks[:, None] + tl.arange(0, VECTOR)[None, :]
-    heads = (first_col + chunks) // HEAD_DIM
-    inside = chunks < SIZE
-    best = tl.full((BLOCK // VECTOR,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK // VECTOR,), tl.float32)
-    acc = tl.zeros((BLOCK // VECTOR, VECTOR), tl.float32)
-    for first in range(0, num_used, SPLITS_AT_ONCE):
-        splits = first + tl.arange(0, SPLITS_AT_ONCE)
-        mask = (splits[:, None] < num_used) & inside[None, :]
-        # .cg: other programs wrote these, past this multiprocessor's L1 cache
-        partial = tl.load(
-            partial_ptr + splits[:, None, None] * (NUM_HEADS * HEAD_DIM) + cols[None, :, :],
-            mask=mask[:, :, None],
-            other=0.0,
-            cache_modifier=".cg",
-        )
-        lse = tl.load(
-            lse_ptr + splits[:, None] * NUM_HEADS + heads[None, :],
-            mask=mask,
-            other=float("-inf"),
-            cache_modifier=".cg",
-        )
-        new_best = tl.maximum(best, tl.max(lse, axis=0))
-        safe = tl.where(new_best == float("-inf"), 0.0, new_best)  # padded columns
-        share = tl.exp(lse - safe[None, :])
-        scale = tl.exp(best - safe)
-        total = total * scale + tl.sum(share, axis=0)
-        acc = acc * scale[:, None] + tl.sum(share[:, :, None] * partial.to(tl.float32), axis=0)
-        best = new_best
-    return acc / tl.where(total == 0.0, 1.0, total)[:, None], cols, inside
 
 
 @triton.jit
@@ -220,22 +165,17 @@ def _chain_attention_kernel(
     sin_ptr,
     q_norm_ptr,
     k_norm_ptr,
-    out_ptr,
     partial_ptr,
     lse_ptr,
-    finished_ptr,
     capacity,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_G: tl.constexpr,
-    BLOCK_OUT: tl.constexpr,
     ROTARY: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    VECTOR: tl.constexpr,
-    SPLITS_AT_ONCE: tl.constexpr,
     WINDOW: tl.constexpr,
     SCALE: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -307,29 +247,14 @@ def _chain_attention_kernel(
         )  # fmt: skip
         best, total, acc = _attend(q, keys, values, seen, best, total, acc, SCALE, SOFTCAP)
     # a split may hold only tokens older than the window: total is 0, its lse -inf
-    result = (acc / tl.where(total == 0.0, 1.0, total)[:, None]).to(out_ptr.dtype.element_ty)
-    cols = heads[:, None] * HEAD_DIM + dims[None, :]
-    is_out = is_head & (dims[None, :] < HEAD_DIM)
-    num_used = tl.maximum(tl.cdiv(tl.minimum(position, capacity), SPLIT), 1)
-    if num_used == 1:
-        tl.store(out_ptr + cols, result, mask=is_out)
-    else:
-        tl.store(partial_ptr + split * NUM_HEADS * HEAD_DIM + cols, result, mask=is_out)
-        tl.store(lse_ptr + split * NUM_HEADS + heads, best + tl.log(total), mask=group < GROUP)
-        tl.debug_barrier()  # every thread has stored before one of them says so
-        finished = tl.atomic_add(finished_ptr + kv_head, 1, sem="acq_rel", scope="gpu")
-        if finished == num_used - 1:
-            SIZE: tl.constexpr = GROUP * HEAD_DIM
-            merged, merged_cols, inside = _merge_splits(
-                partial_ptr, lse_ptr, kv_head * SIZE, num_used,
-                NUM_HEADS, SIZE, BLOCK_OUT, HEAD_DIM, VECTOR, SPLITS_AT_ONCE,
-            )  # fmt: skip
-            tl.store(
-                out_ptr + merged_cols,
-                merged.to(out_ptr.dtype.element_ty),
-                mask=inside[:, None],
-            )
-            tl.store(finished_ptr + kv_head, 0)
+    out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    out_offset = split * NUM_HEADS * HEAD_DIM + heads[:, None] * HEAD_DIM + dims[None, :]
+    tl.store(
+        partial_ptr + out_offset,
+        out.to(partial_ptr.dtype.element_ty),
+        mask=is_head & (dims[None, :] < HEAD_DIM),
+    )
+    tl.store(lse_ptr + split * NUM_HEADS + heads, best + tl.log(total), mask=group < GROUP)
 
 
 def chain_attention(
@@ -339,10 +264,8 @@ def chain_attention(
     position: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
-    out: torch.Tensor,
     partial: torch.Tensor,
     lse: torch.Tensor,
-    finished: torch.Tensor,
     *,
     split: int,
     softmax_scale: float,
@@ -372,19 +295,14 @@ def chain_attention(
             f"[{sizes}] and partial [{num_splits}, {num_heads * head_dim}]; got "
             f"{tuple(qkv.shape)} and {tuple(partial.shape)}"
         )
-    if out.shape != (num_heads * head_dim,) or finished.shape != (num_kv_heads,):
-        raise ValueError(
-            f"chain_attention: out must be [{num_heads * head_dim}] and finished "
-            f"[{num_kv_heads}]; got {tuple(out.shape)} and {tuple(finished.shape)}"
-        )
     if num_splits * split < min(capacity, max_slots or capacity) or v_cache.shape != k_cache.shape:
         raise ValueError(
             f"chain_attention: {num_splits} splits of {split} slots do not cover caches of "
             f"{tuple(k_cache.shape)} and {tuple(v_cache.shape)}"
         )
-    tensors = (qkv, k_cache, v_cache, partial, out)
+    tensors = (qkv, k_cache, v_cache, partial)
     if any(t.dtype != qkv.dtype or not t.is_contiguous() for t in tensors):
-        raise ValueError("chain_attention: qkv, caches, partial, out must be contiguous, one dtype")
+        raise ValueError("chain_attention: qkv, caches and partial must be contiguous, one dtype")
     rotary = 2 * cos.shape[1]
     if cos.dtype != torch.float32 or sin.shape != cos.shape or rotary > head_dim:
         raise ValueError(
@@ -394,7 +312,6 @@ def chain_attention(
     has_norm = q_norm is not None
     if has_norm != (k_norm is not None) or has_norm != (norm is not None):
         raise ValueError("chain_attention: q_norm, k_norm and norm go together; pass all or none")
-    block_out = triton.next_power_of_2(num_heads // num_kv_heads * head_dim)
     _chain_attention_kernel[(num_kv_heads, num_splits)](
         qkv,
         k_cache,
@@ -404,10 +321,8 @@ def chain_attention(
         sin,
         qkv if q_norm is None else q_norm,
         qkv if k_norm is None else k_norm,
-        out,
         partial,
         lse,
-        finished,
         capacity,
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
@@ -415,12 +330,9 @@ def chain_attention(
         BLOCK_D=triton.next_power_of_2(head_dim),
         # 16: the fewest rows a tensor-core product takes
         BLOCK_G=max(16, triton.next_power_of_2(num_heads // num_kv_heads)),
-        BLOCK_OUT=block_out,
         ROTARY=rotary,
         SPLIT=split,
         BLOCK_N=block,
-        VECTOR=math.gcd(head_dim, 8),
-        SPLITS_AT_ONCE=max(1, min(16, 4096 // block_out, triton.next_power_of_2(num_splits))),
         WINDOW=window or 0,
         SCALE=softmax_scale,
         SOFTCAP=logit_softcap,

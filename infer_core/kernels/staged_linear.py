@@ -113,6 +113,7 @@ def _staged_linear_kernel(
     SLICE_PAD: gl.constexpr,
     CHUNK: gl.constexpr,
     STAGES: gl.constexpr,
+    AHEAD: gl.constexpr,
     HAS_NORM: gl.constexpr,
     EPS: gl.constexpr,
     WEIGHT_OFFSET: gl.constexpr,
@@ -154,6 +155,9 @@ def _staged_linear_kernel(
             gl.to_tensor(i), weight_ptr, offsets, cols, row, count, stages,
             WIDTH, PER_TILE, CHUNKS, CHUNK, STAGES,
         )  # fmt: skip
+        if AHEAD < STAGES - 1:
+            # a longer queue of loads would hold up what the kernels before this one wait for
+            async_copy.wait_group(AHEAD - 1)
 
     # the input, cut into rows of a slice each, as B wants its columns
     x_layout: gl.constexpr = gl.BlockedLayout(
@@ -292,6 +296,7 @@ def staged_linear(
         SLICE_PAD=max(256, slice_pad),
         CHUNK=tile.chunk,
         STAGES=tile.stages,
+        AHEAD=tile.ahead,
         HAS_NORM=norm is not None,
         EPS=norm.eps if norm is not None else 0.0,
         WEIGHT_OFFSET=norm.weight_offset if norm is not None else 0.0,

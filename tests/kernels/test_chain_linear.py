@@ -84,6 +84,33 @@ def test_linear_residual_is_as_accurate_as_eager_torch(
     assert_as_accurate_as_eager(y, linear_residual_ref(x, weight, **extra), truth)
 
 
+@pytest.mark.parametrize(
+    ("position", "used"),
+    [(0, 1), (1, 1), (16, 1), (17, 2), (79, 5), (400, 6)],
+    ids=lambda v: str(v),
+)
+@pytest.mark.parametrize(("num_heads", "head_dim"), [(4, 16), (3, 40)])
+def test_linear_residual_merges_the_used_splits_only(
+    num_heads, head_dim, position, used, dtype, device, assert_as_accurate_as_eager
+):
+    width = num_heads * head_dim
+    partial = torch.full((6, width), float("nan"), dtype=dtype, device=device)
+    lse = torch.full((6, num_heads), float("nan"), device=device)
+    partial[:used] = draw(used, width, dtype=dtype, device=device)
+    lse[:used] = 3 * torch.randn(used, num_heads)
+    weight = draw(5, width, dtype=dtype, device=device, scale=width**-0.5)
+    y = torch.empty(5, dtype=dtype, device=device)
+
+    linear_residual(
+        partial, weight, y, lse=lse, capacity=90, split=16,
+        position=torch.tensor([position], dtype=torch.int32, device=device),
+        tile=Tile(2, 1, 1), programs=2,
+    )  # fmt: skip
+
+    truth = linear_residual_ref(partial.double(), weight.double(), lse=lse.double())
+    assert_as_accurate_as_eager(y, linear_residual_ref(partial, weight, lse=lse), truth)
+
+
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("sandwich", [False, True], ids=["pre", "sandwich"])
 @pytest.mark.parametrize(("vocab_size", "hidden"), [(101, 64), (33, 72)])
@@ -143,9 +170,11 @@ def test_norm_linear_refuses_a_delta_without_its_norm(device):
                     tile=TILE, programs=1, delta=x)  # fmt: skip
 
 
-def test_linear_residual_refuses_an_input_of_another_width(device):
-    with pytest.raises(ValueError, match=r"x must be contiguous \[8\] torch.float32; got \(6,\)"):
+def test_linear_residual_refuses_splits_that_do_not_cover_the_cache(device):
+    with pytest.raises(ValueError, match=r"num_splits \* 16 >= 90"):
         linear_residual(
-            torch.zeros(6, device=device), torch.zeros(4, 8, device=device),
-            torch.zeros(4, device=device), tile=TILE, programs=1,
+            torch.zeros(2, 8, device=device), torch.zeros(4, 8, device=device),
+            torch.zeros(4, device=device), lse=torch.zeros(2, 2, device=device), split=16,
+            capacity=90, position=torch.zeros(1, dtype=torch.int32, device=device),
+            tile=TILE, programs=1,
         )  # fmt: skip
