@@ -23,10 +23,9 @@ from infer_core.errors import (
 
 if TYPE_CHECKING:
     from infer_core.config import activation, layer_windows, rope_from_parameters
-    from infer_core.decoder import Decoder
+    from infer_core.decoder import Decoder, Piece
     from infer_core.engine import Engine, Generation
     from infer_core.hookspecs import hookimpl
-    from infer_core.kv_cache import KVCache
     from infer_core.sampling_params import SamplingParams
     from infer_core.specs import (
         Architectures,
@@ -62,7 +61,6 @@ __all__ = [
     "Generation",
     "HubError",
     "InferError",
-    "KVCache",
     "KVCachePolicy",
     "LinearRopeScaling",
     "Llama3RopeScaling",
@@ -70,6 +68,7 @@ __all__ = [
     "ModelShape",
     "ModelSpec",
     "NormFlavour",
+    "Piece",
     "PluginContractError",
     "PluginError",
     "ReferenceModel",
@@ -89,10 +88,9 @@ __all__ = [
 
 _LAZY = {
     "infer_core.config": ("activation", "layer_windows", "rope_from_parameters"),
-    "infer_core.decoder": ("Decoder",),
+    "infer_core.decoder": ("Decoder", "Piece"),
     "infer_core.engine": ("Engine", "Generation"),
     "infer_core.hookspecs": ("hookimpl",),
-    "infer_core.kv_cache": ("KVCache",),
     "infer_core.sampling_params": ("SamplingParams",),
     "infer_core.specs": (
         "Architectures",

@@ -1,6 +1,7 @@
 """One decoder for every family: what differs comes from the specs as values, not as branches."""
 
 import importlib
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,17 @@ from infer_core.rope import rope_tables
 from infer_core.specs import ModelSpec, Rope
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The tokens of one pass, seen from the cache; as the arguments of `Decoder.forward`."""
+
+    cache: KVCache
+    start: torch.Tensor
+    count: torch.Tensor | None
+    is_prefill: bool
+    is_fresh: bool
+
+
 class Decoder:
     """The forward pass over a model's parameters; holds no per-request state.
 
@@ -19,8 +31,8 @@ class Decoder:
     bounds the positions it will see. Rows beyond it, of a piece run at a larger size, are padding:
     `padding` of them at most, whose results nobody reads.
 
-    A plugin's own decoder derives from this and overrides `forward`, whose contract it keeps:
-    nothing in it may visit the host, for it is captured. `attention` and `logits` are for it too.
+    A plugin's own decoder derives from this and overrides `hidden`, in which nothing may visit
+    the host, for it is captured; `attention` is for it too.
     """
 
     def __init__(
@@ -52,14 +64,38 @@ class Decoder:
         *,
         is_prefill: bool,
         count: torch.Tensor | None = None,
+        is_fresh: bool = False,
         every_row: bool = False,
     ) -> torch.Tensor:
         """Run `tokens`, the first of which is at position `start`, and add them to `cache`.
 
         Shapes: tokens [num_tokens], int64; start and count [1], int32, on the device, so that a
             captured graph can be replayed at any position; the first `count` tokens (all of them
-            without it) are real, the others padding. Returns logits [num_rows, vocab_size],
+            without it) are real, the others padding. `is_fresh` promises that `start` is 0, so
+            that nothing of the cache is read. Returns logits [num_rows, vocab_size],
             float32, of the last real token, or of every token with `every_row`.
+        """
+        piece = Piece(cache, start, count, is_prefill, is_fresh)
+        normed = self.hidden(tokens, piece)
+        if every_row:
+            rows = normed
+        elif count is None:
+            rows = normed[-1:]
+        else:
+            rows = normed.index_select(0, count - 1)
+        block = self.spec.block
+        head = self.parameters.get("lm_head", self.parameters["embed"])
+        logits = F.linear(rows, head).float()
+        if block.logits_scale != 1.0:
+            logits = logits * block.logits_scale
+        if block.final_logit_softcap is not None:
+            logits = torch.tanh(logits / block.final_logit_softcap) * block.final_logit_softcap
+        return logits
+
+    def hidden(self, tokens: torch.Tensor, piece: Piece) -> torch.Tensor:
+        """Run every layer; give the output of the final norm.
+
+        Shapes: tokens [num_tokens], int64; returns [num_tokens, hidden_size].
         """
         spec, ops, block = self.spec, self.ops, self.spec.block
         norm = {
@@ -74,7 +110,7 @@ class Decoder:
             normed = ops.rms_norm(residual, self.parameters["layers.0.attn_norm"], eps, **norm)
         for layer in range(spec.shape.num_layers):
             prefix = f"layers.{layer}."
-            attended = self.attention(layer, normed, cache, start, count, is_prefill=is_prefill)
+            attended = self.attention(layer, normed, piece)
             normed, residual = ops.add_rms_norm(
                 attended,
                 residual,
@@ -103,46 +139,18 @@ class Decoder:
                 residual_scale=block.residual_scale,
                 **norm,
             )
-        return self.logits(normed, count, every_row=every_row)
+        return normed
 
-    def logits(
-        self, normed: torch.Tensor, count: torch.Tensor | None, *, every_row: bool
-    ) -> torch.Tensor:
-        """Logits of the rows that `forward` is asked for, from the final norm's output.
+    def attention(self, layer: int, normed: torch.Tensor, piece: Piece) -> torch.Tensor:
+        """Attention of one layer over the cache and `normed`, whose K and V are added to it.
 
-        Shapes: normed [num_tokens, hidden_size]; count and result as in `forward`.
-        """
-        block = self.spec.block
-        if every_row:
-            rows = normed
-        elif count is None:
-            rows = normed[-1:]
-        else:
-            rows = normed.index_select(0, count - 1)
-        head = self.parameters.get("lm_head", self.parameters["embed"])
-        logits = F.linear(rows, head).float() * block.logits_scale
-        if block.final_logit_softcap is not None:
-            logits = torch.tanh(logits / block.final_logit_softcap) * block.final_logit_softcap
-        return logits
-
-    def attention(
-        self,
-        layer: int,
-        normed: torch.Tensor,
-        cache: KVCache,
-        start: torch.Tensor,
-        count: torch.Tensor | None,
-        *,
-        is_prefill: bool,
-    ) -> torch.Tensor:
-        """Attention of one layer over `cache` and `normed`, whose K and V are added to it.
-
-        Shapes: normed and result [num_tokens, hidden_size]; start and count as in `forward`.
+        Shapes: normed and result [num_tokens, hidden_size].
         """
         spec, ops, layout = self.spec, self.ops, self.spec.attention[layer]
         prefix = f"layers.{layer}."
         get = self.parameters.get
-        keys, values = cache.keys[layer], cache.values[layer]
+        start, count = piece.start, piece.count
+        keys, values = piece.cache.keys[layer], piece.cache.values[layer]
         heads = {
             "num_heads": layout.num_heads,
             "num_kv_heads": layout.num_kv_heads,
@@ -168,9 +176,11 @@ class Decoder:
             ops.rms_norm(q, q_weight, **norm, in_place=True)
             ops.rms_norm(k, k_weight, **norm, in_place=True)
             q_weight = k_weight = None
-        # A prefill chunk reads ring slots that its own tokens will take over, so it writes
-        # afterwards; a single token takes the one slot that has just left its window.
-        write_now = {} if is_prefill else {"k_cache": keys, "v_cache": values}
+        # A piece of a prompt reads ring slots that its own tokens will take over, so it writes
+        # afterwards; a single token takes the one slot that has just left its window, and a
+        # layer that keeps everything has a slot for each.
+        write_now = not piece.is_prefill or piece.is_fresh or spec.kv_cache[layer].kind == "full"
+        caches = {"k_cache": keys, "v_cache": values, "count": count}
         ops.qk_norm_rope(
             qkv,
             cos,
@@ -180,11 +190,12 @@ class Decoder:
             q_weight=q_weight,
             k_weight=k_weight,
             **norm,
-            **write_now,
+            **(caches if write_now else {}),
         )
-        if is_prefill:
+        if piece.is_prefill:
             out = ops.prefill_attention(qkv, keys, values, start, **heads, **scores)
-            ops.write_kv(qkv, start, keys, values, **heads, count=count)
+            if not write_now:
+                ops.write_kv(qkv, start, keys, values, **heads, count=count)
         else:
             out = ops.decode_attention(
                 qkv, keys, values, start, **heads, **scores, max_context=self.context

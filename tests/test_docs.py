@@ -94,8 +94,8 @@ def test_the_decoder_shown_has_the_signature_that_is_called():
     namespace = {}
     exec(block, namespace)
 
-    shown = inspect.signature(namespace["MyDecoder"].forward)
-    assert shown == inspect.signature(Decoder.forward)
+    shown = inspect.signature(namespace["MyDecoder"].hidden)
+    assert shown == inspect.signature(Decoder.hidden)
 
 
 def test_the_pyproject_shown_is_the_one_that_is_written(tmp_path):

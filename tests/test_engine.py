@@ -54,8 +54,8 @@ def test_prefill_in_pieces_equals_prefill_at_once(spec, prefill_chunk):
 @pytest.mark.parametrize("prefill_chunk", [7, 32])
 def test_padding_of_a_captured_prompt_size_changes_nothing(spec, prefill_chunk, monkeypatch):
     class PaddedSession(Session):
-        def _prefill_last(self, num_rows):
-            super()._prefill_last(num_rows + 13)
+        def _prefill_last(self, num_rows, *, is_fresh):
+            super()._prefill_last(num_rows + 13, is_fresh=is_fresh)
 
     exact = generate(toy_engine(**spec))
     monkeypatch.setattr("infer_core.engine.Session", PaddedSession)

@@ -3,31 +3,21 @@
 import torch
 import torch.nn.functional as F
 
-from infer_core import Decoder, KVCache
+from infer_core import Decoder, Piece
 
 
 class ParallelDecoder(Decoder):
     """Attention and MLP side by side, gated; attention itself is the core's."""
 
-    def forward(
-        self,
-        tokens: torch.Tensor,
-        cache: KVCache,
-        start: torch.Tensor,
-        *,
-        is_prefill: bool,
-        count: torch.Tensor | None = None,
-        every_row: bool = False,
-    ) -> torch.Tensor:
+    def hidden(self, tokens: torch.Tensor, piece: Piece) -> torch.Tensor:
         ops, parameters, eps = self.ops, self.parameters, self.spec.norm.eps
         x = ops.embed(tokens, parameters["embed"])
         for layer in range(self.spec.shape.num_layers):
             prefix = f"layers.{layer}."
             normed = ops.rms_norm(x, parameters[prefix + "attn_norm"], eps)
-            attended = self.attention(layer, normed, cache, start, count, is_prefill=is_prefill)
+            attended = self.attention(layer, normed, piece)
             wide = F.linear(normed, parameters[prefix + "gate_up"])
             activated = ops.gated_activation(wide, self.spec.block.activation)
             narrow = F.linear(activated, parameters[prefix + "mlp_out"])
             x = x + parameters[prefix + "gate"] * (attended + narrow)
-        normed = ops.rms_norm(x, parameters["final_norm"], eps)
-        return self.logits(normed, count, every_row=every_row)
+        return ops.rms_norm(x, parameters["final_norm"], eps)
