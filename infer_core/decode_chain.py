@@ -262,9 +262,7 @@ class DecodeChain:
 
 def supports(spec: ModelSpec) -> bool:
     """Whether the fused kernels cover what the spec asks for."""
-    return spec.norm.placement in ("pre", "sandwich") and all(
-        layer.qk_norm in (None, "head") for layer in spec.attention
-    )
+    return not spec.uncommon
 
 
 def has_pdl(device: torch.device) -> bool:
