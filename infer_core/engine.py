@@ -7,6 +7,8 @@ from typing import Literal, Self
 
 import torch
 
+from infer_core.decode_chain import supports
+from infer_core.decode_chain import supports
 from infer_core.decoder import decoder_class
 from infer_core.errors import RequestError
 from infer_core.model_source import ResolvedModel, resolve_model
@@ -130,8 +132,8 @@ class Engine:
 
     @property
     def unfused(self) -> bool:
-        """Whether the plugin's own decoder class runs, which fused kernels cannot serve."""
-        return self.spec.block.decoder is not None
+        """Whether the fused decode kernels do not cover this model, on whatever device it runs."""
+        return not supports(self.spec)
 
     def release(self) -> None:
         """Free caches and captured graphs; the weights stay."""

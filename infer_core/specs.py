@@ -224,7 +224,7 @@ class CustomDecoder(Spec):
     `target` names a class that is built and called as `infer_core.Decoder` is, and replaces it;
     it is imported when a model is loaded, never by `infer plugins list`. `adds` and `omits` change
     which parameters there are: names as `infer_core.parameters` has them, `{layer}` allowed,
-    `adds` with their shapes. Such a model runs unfused, and reports say so.
+    `adds` with their shapes. Such a model decodes unfused, and reports say so.
     """
 
     target: str = Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")

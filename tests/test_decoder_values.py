@@ -5,6 +5,7 @@ import torch
 from toy_specs import toy_spec
 
 from infer_core import Engine
+from infer_core.decode_chain import supports
 from infer_core.kernels.rms_norm import rms_norm_ref
 from infer_core.parameters import model_parameters
 from infer_core.weights import dummy_weights
@@ -105,6 +106,13 @@ def test_a_projection_norm_takes_all_heads_together():
                 )
             ),
         )
+
+
+def test_the_fused_decode_kernels_refuse_what_they_do_not_know():
+    assert supports(toy_spec(sandwich=True, qk_norm="head"))
+    assert not supports(toy_spec(residual_scale=0.5))
+    assert not engine().unfused
+    assert engine(logits_scale=0.5).unfused
 
 
 def test_what_a_fused_path_must_know_of_is_named():

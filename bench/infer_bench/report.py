@@ -42,7 +42,8 @@ class LoadedModel(Record):
     dtype: str
     kernels: str = Field(description="'triton' or 'reference' (plain torch)")
     unfused: bool = Field(
-        default=False, description="the plugin's own decoder class ran, without fused kernels"
+        default=False,
+        description="the fused decode kernels do not cover this model: one kernel an operation",
     )
     weights: str = Field(description="'checkpoint' or 'dummy' (seeded random)")
     weight_bytes: int = quantity("bytes", "all parameters, as they lie in memory")
