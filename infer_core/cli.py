@@ -4,6 +4,7 @@
 is imported inside the command that uses it.
 """
 
+import os
 import sys
 import warnings
 from typing import Annotated
@@ -11,6 +12,9 @@ from typing import Annotated
 import typer
 
 import infer_core
+from infer_core.cli_chat import chat
+from infer_core.cli_generate import generate
+from infer_core.cli_inspect import inspect
 from infer_core.cli_plugins import plugins
 from infer_core.errors import InferError
 
@@ -21,6 +25,9 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,  # plain help: rich costs start-up time
 )
+app.command()(generate)
+app.command()(chat)
+app.command()(inspect)
 app.add_typer(plugins)
 
 
@@ -32,6 +39,9 @@ def main() -> None:
     except InferError as error:
         print(f"infer: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
 
 
 def _print_version(wanted: bool) -> None:
