@@ -4,7 +4,6 @@
 is imported inside the command that uses it.
 """
 
-import os
 import sys
 import warnings
 from typing import Annotated
@@ -39,9 +38,6 @@ def main() -> None:
     except InferError as error:
         print(f"infer: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
 
 
 def _print_version(wanted: bool) -> None:

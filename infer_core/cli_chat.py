@@ -99,6 +99,10 @@ def chat(
                 if not interactive:
                     raise
                 note(f"error: {error}")
+            except KeyboardInterrupt:  # a second Ctrl-C, or one before the answer began
+                if not interactive:
+                    raise
+                note("\nstopped; the last message is not part of the conversation")
 
 
 def _load(

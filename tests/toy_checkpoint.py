@@ -32,7 +32,10 @@ def write_checkpoint(folder, *, generation_config=None, chat_template=CHAT_TEMPL
         vocab_size=tokenizer.get_vocab_size(), **special, **{**SIZES, **changes}
     )
     torch.manual_seed(0)
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    model = transformers.LlamaForCausalLM(config)
+    # The logit of <eos> is then 0, never the largest: greedy answers end where a test says.
+    model.lm_head.weight.data[1] = 0.0
+    model.save_pretrained(folder)
     (folder / "generation_config.json").write_text(json.dumps(generation_config or {}))
     if chat_template is not None:
         (folder / "chat_template.jinja").write_text(chat_template)
