@@ -238,6 +238,13 @@ class DecodeChain:
         return launches
 
 
+def supports(spec: ModelSpec) -> bool:
+    """Whether the fused kernels cover what the spec asks for."""
+    return spec.norm.placement in ("pre", "sandwich") and all(
+        layer.qk_norm in (None, "head") for layer in spec.attention
+    )
+
+
 def has_pdl(device: torch.device) -> bool:
     """Whether the device can start a kernel before its predecessor ends."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)

@@ -6,6 +6,7 @@ from functools import cache
 
 import torch
 
+from infer_core.decode_chain import DecodeChain, supports
 from infer_core.decoder import Decoder
 from infer_core.kv_cache import KVCache
 from infer_core.sampling import Sampler, SamplingKind, kind_of
@@ -56,12 +57,27 @@ class Session:
         self._kind = kind_of(SamplingParams())
         self._prompt_len = 0
         self._num_written = 0  # positions, from 0 on, that the cache was given since prefill
-        # every token by its position; a step reads one entry and writes the next
-        self._sequence = torch.zeros(context + 1, dtype=torch.int64, device=device)
+        # What a request brings, in one copy: where the last piece of its prompt starts, how many
+        # rows of that piece are not padding, and the prompt. Tokens stay there by position: a
+        # step reads one entry and writes the next.
+        self._inbox = torch.zeros(context + 3, dtype=torch.int64, device=device)
+        self._outbox = torch.zeros(context + 3, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._sequence = self._inbox[2:]
         self._position = torch.zeros(1, dtype=torch.int32, device=device)
-        # where the piece in prefill starts, and how many of its rows are not padding
         self._control = torch.zeros(2, dtype=torch.int32, device=device)
         self._start, self._count = self._control.split(1)
+        # The fused decode step, on a GPU; without it (or without a cache) the decoder runs it.
+        self._chain: DecodeChain | None = None
+        if use_kv_cache and use_chain(spec, device):
+            self._chain = DecodeChain(
+                spec,
+                parameters,
+                decoder.rope,
+                list(zip(self.cache.keys, self.cache.values, strict=True)),
+                max_context=context,
+                sequence=self._sequence,
+                position=self._position,
+            )
         self._marks: list[float | torch.cuda.Event] = []
         self._reader = torch.cuda.Stream() if device.type == "cuda" else None
 
@@ -97,7 +113,7 @@ class Session:
         for key, body in missing.items():
             self._sampler.begin(sampling, [0], max_new_tokens=1)
             # the first position that prefill is going to write anyhow
-            self._control.copy_(torch.tensor([keep, 1], dtype=torch.int32))
+            self._inbox[:2] = torch.tensor([keep, 1])
             self._position.fill_(keep)
             self._graphs[key] = self._capture(body), self.logits
         return bool(missing)
@@ -118,14 +134,15 @@ class Session:
         self._num_written = 0  # stays so if anything goes wrong
         self._kind = kind_of(sampling)
         self._sampler.begin(sampling, prompt, max_new_tokens=max_new_tokens)
-        self._sequence[:num_tokens].copy_(torch.tensor(prompt, dtype=torch.int64))
         piece = self._prefill_chunk if self._use_kv_cache else num_tokens
         last = keep + (num_tokens - keep - 1) // piece * piece
+        message = [last, num_tokens - last, *prompt]
+        self._outbox[: len(message)] = torch.tensor(message, dtype=torch.int64)
+        self._inbox[: len(message)].copy_(self._outbox[: len(message)], non_blocking=True)
         for start in range(keep, last, piece):
             self._start.fill_(start)
             tokens = self._sequence[start : start + piece]
             self.decoder.forward(tokens, self.cache, self._start, is_prefill=True)
-        self._control.copy_(torch.tensor([last, num_tokens - last], dtype=torch.int32))
         key = self._kind, self._prompt_bucket(num_tokens - keep)
         if key in self._graphs:
             self._replay(key)
@@ -179,7 +196,12 @@ class Session:
 
     def force(self, token: int) -> torch.Tensor:
         """Put `token` in place of the latest pick and run a step: its logits [vocab_size]."""
-        self._sequence.index_fill_(0, self._position.long(), token)
+        if self._chain is not None:
+            self._chain.token.fill_(token)
+            self._position -= 1
+            self._chain.advance()
+        else:
+            self._sequence.index_fill_(0, self._position.long(), token)
         self._num_written = 0  # no request to continue from
         self._step()
         return self.logits[0]
@@ -225,7 +247,14 @@ class Session:
 
     def _step(self) -> None:
         """One decode step over static buffers; capturable, since nothing visits the host."""
-        if self._use_kv_cache:
+        if self._chain is not None:
+            greedy = self._kind.greedy and not self._kind.penalty
+            self._chain.step(greedy=greedy)
+            self.logits = self._chain.logits[None]
+            if not greedy:
+                self._chain.token.copy_(self._sampler.pick(self._chain.logits))
+                self._chain.advance()
+        elif self._use_kv_cache:
             index = self._position.long()
             token = self._sequence.index_select(0, index)
             self.logits = self.decoder.forward(token, self.cache, self._position, is_prefill=False)
@@ -233,7 +262,7 @@ class Session:
             self._position += 1
         else:
             length = int(self._position) + 1
-            self._control.copy_(torch.tensor([0, length], dtype=torch.int32))
+            self._inbox[:2] = torch.tensor([0, length])
             self._prefill_last(length)
 
     def _prefill_last(self, num_rows: int) -> None:
@@ -241,14 +270,21 @@ class Session:
 
         Capturable: where the piece starts and how many of its rows count is on the device.
         """
+        self._control.copy_(self._inbox[:2])
         rows = self._start + torch.arange(num_rows, device=self._device)
         tokens = self._sequence[rows.clamp(max=len(self._sequence) - 1)]
         self.logits = self.decoder.forward(
             tokens, self.cache, self._start, is_prefill=True, count=self._count
         )
+        token = self._sampler.pick(self.logits[0])
         end = self._start + self._count
-        self._sequence.index_copy_(0, end.long(), self._sampler.pick(self.logits[0]))
-        self._position.copy_(end)
+        if self._chain is not None:
+            self._chain.token.copy_(token)
+            self._position.copy_(end - 1)
+            self._chain.advance()
+        else:
+            self._sequence.index_copy_(0, end.long(), token)
+            self._position.copy_(end)
 
     def _prompt_bucket(self, num_tokens: int) -> int:
         """Rows that the last piece of a prompt is run at."""
@@ -268,6 +304,11 @@ class Session:
         with torch.cuda.graph(graph, pool=self._pool, stream=stream):
             body()
         return graph
+
+
+def use_chain(spec: ModelSpec, device: torch.device) -> bool:
+    """Whether decode runs as the chain of fused kernels."""
+    return device.type == "cuda" and supports(spec)
 
 
 @cache

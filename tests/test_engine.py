@@ -62,6 +62,33 @@ def test_padding_of_a_captured_prompt_size_changes_nothing(spec, prefill_chunk, 
     assert generate(padded, prompt=PROMPT).tokens == exact.tokens
 
 
+RING = {"window": 9, "ring": True, "qk_norm": "head"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "sampling"),
+    [
+        pytest.param(RING, SamplingParams(), id="greedy-inside-the-chain"),
+        pytest.param({}, SamplingParams(repetition_penalty=1.5), id="penalty-outside"),
+        pytest.param(
+            {"sandwich": True, "biases": True, "tied": False},
+            SamplingParams(temperature=1.0, top_p=0.9, seed=3),
+            id="sampled",
+        ),
+    ],
+)
+def test_the_fused_chain_gives_the_tokens_of_the_plain_step(spec, sampling, monkeypatch):
+    plain = toy_engine(**spec)
+    expected = generate(plain, max_new_tokens=4, sampling=sampling).tokens
+    scores = plain.score(PROMPT, prompt_len=30)
+    # a CPU runs the plain step; here Triton's interpreter runs the chain
+    monkeypatch.setattr("infer_core.session.use_chain", lambda spec, device: True)
+    chained = toy_engine(**spec)
+
+    assert generate(chained, max_new_tokens=4, sampling=sampling).tokens == expected
+    torch.testing.assert_close(chained.score(PROMPT, prompt_len=30), scores, rtol=1e-4, atol=1e-4)
+
+
 def test_ring_cache_equals_full_cache_under_the_window_mask():
     ring, full = toy_engine(window=9, ring=True), toy_engine(window=9)
 

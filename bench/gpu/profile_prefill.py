@@ -6,6 +6,7 @@ Dummy weights, published shapes, greedy. Needs an NVIDIA GPU.
 """
 
 import argparse
+import itertools
 import statistics
 import time
 from collections import Counter
@@ -25,7 +26,7 @@ def median_ms(run, repeats: int = 30) -> float:
         run()
         mark.record()
     torch.cuda.synchronize()
-    return statistics.median(a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False))
+    return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(marks))
 
 
 @torch.inference_mode()
