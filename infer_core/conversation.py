@@ -5,6 +5,7 @@ from typing import Any
 
 from infer_core.completion import Completion
 from infer_core.errors import RequestError
+from infer_core.generation_defaults import with_generation_defaults
 from infer_core.llm import LLM
 from infer_core.sampling_params import SamplingParams
 from infer_core.text_stream import TextStream
@@ -57,7 +58,7 @@ class Conversation:
         messages = [*self.messages, {"role": "user", "content": content}]
         text = self._llm.chat_template.render(messages, variables=self._variables)
         ids = self._encode(text)
-        self._stream = self._llm.open_stream(ids, self._params, reuse_prefix=True)
+        self._stream = self._llm.open_stream(ids, self._fitting(ids), reuse_prefix=True)
         return self._answer(self._stream, messages, ids, text)
 
     def _answer(
@@ -76,6 +77,20 @@ class Conversation:
             self._ids, self._text = ids, text  # the stop string is no part of the message
         else:
             self._ids, self._text = [*ids, *written], text + answer.text
+
+    def _fitting(self, ids: list[int]) -> SamplingParams:
+        """The parameters, with an answer no longer than the context still has room for."""
+        limit = self._llm.engine.max_context
+        room = limit - len(ids)
+        if room < 1:
+            raise RequestError(
+                f"the conversation has {len(ids)} tokens and the context {limit}, which leaves no "
+                "room for an answer; say less, reset it, or load with a larger context"
+            )
+        params = with_generation_defaults(self._params, self._llm.sampling_defaults)
+        if params.max_tokens is None:
+            return params
+        return params.model_copy(update={"max_tokens": min(params.max_tokens, room)})
 
     def _encode(self, text: str) -> list[int]:
         """Encode a rendered history as the ids that the cache holds, plus the new end.

@@ -118,3 +118,12 @@ def test_a_turn_that_fails_leaves_no_trace(llm):
             list(conversation.say(text))
     assert conversation.messages == before
     say(conversation, "Go on")
+
+
+def test_an_answer_is_cut_to_the_room_that_the_history_leaves(folder):
+    with LLM(folder, device="cpu", max_context=64) as llm:
+        conversation = Conversation(llm, params=SamplingParams(max_tokens=60))
+        answer = say(conversation, "Pack my box")
+        assert answer.num_prompt_tokens + len(answer.token_ids) == 64
+        with pytest.raises(RequestError, match="reset it"):
+            conversation.say("More")
