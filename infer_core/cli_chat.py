@@ -189,9 +189,8 @@ def _turn(conversation: "Conversation", line: str, quiet: bool) -> bool:
 
 
 def _answer(conversation: "Conversation", line: str, quiet: bool) -> None:
-    pieces = conversation.say(line)
     with _on_ctrl_c(conversation.cancel):
-        for piece in pieces:
+        for piece in conversation.say(line):
             show(piece)
     print(flush=True)
     if not quiet and conversation.completion is not None:

@@ -33,7 +33,7 @@ def generate(
     model: Model,
     prompt: Annotated[
         str,
-        typer.Argument(help="The text to continue; - reads standard input."),
+        typer.Argument(metavar="PROMPT", help="The text to continue; - reads standard input."),
     ],
     revision: Revision = None,
     device: Device = None,

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 def inspect(
     model: Annotated[
         str,
-        typer.Argument(help="Checkpoint folder, hub id (org/name) or reference model."),
+        typer.Argument(
+            metavar="MODEL", help="Checkpoint folder, hub id (org/name) or reference model."
+        ),
     ],
     revision: Revision = None,
     context: Annotated[

@@ -25,7 +25,9 @@ class NumberFormat(StrEnum):
     float16 = "float16"
 
 
-Model = Annotated[str, typer.Argument(help="Checkpoint folder or hub id (org/name).")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Checkpoint folder or hub id (org/name).")
+]
 Revision = Annotated[
     str | None, typer.Option(help="Branch, tag or commit of a hub id. Default: main")
 ]

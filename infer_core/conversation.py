@@ -27,6 +27,7 @@ class Conversation:
         self._params = params
         self._variables = variables
         self._stream: TextStream | None = None
+        self._cancelled = False
         self.completion: Completion | None = None
         self.reset()
 
@@ -40,7 +41,8 @@ class Conversation:
         self._text = ""
 
     def cancel(self) -> None:
-        """End the answer that is being read after its next token; safe in a signal handler."""
+        """End the answer under way after its next token; safe in a signal handler."""
+        self._cancelled = True
         if self._stream is not None:
             self._stream.cancel()
 
@@ -53,12 +55,15 @@ class Conversation:
         Raises:
             RequestError: an empty message, one the template refuses, or no room left.
         """
+        self._cancelled = False
         if not content.strip():
             raise RequestError("the message is empty")
         messages = [*self.messages, {"role": "user", "content": content}]
         text = self._llm.chat_template.render(messages, variables=self._variables)
         ids = self._encode(text)
         self._stream = self._llm.open_stream(ids, self._fitting(ids), reuse_prefix=True)
+        if self._cancelled:  # while the message was being encoded
+            self._stream.cancel()
         return self._answer(self._stream, messages, ids, text)
 
     def _answer(
