@@ -8,7 +8,6 @@ from typing import Literal, Self
 import torch
 
 from infer_core.decode_chain import supports
-from infer_core.decode_chain import supports
 from infer_core.decoder import decoder_class
 from infer_core.errors import RequestError
 from infer_core.model_source import ResolvedModel, resolve_model
