@@ -36,31 +36,25 @@ def variants(spec, num_sms: int) -> dict[str, list]:
     """Staged: (slices, chunk, warps, stages, per_sm, ahead); plain: (rows, warps, per_sm)."""
     if spec.shape.hidden_size == 2048:
         kinds = {
-            "gate_up": plain((2, 8, 4), (2, 4, 4)) + staged(
-                (4, 64, 8, 9, 1, 1), (4, 64, 8, 9, 1, 2), (4, 64, 8, 9, 1, 3), (4, 64, 8, 12, 1, 2),
-                (4, 64, 4, 10, 2, 1), (4, 64, 4, 10, 2, 2), (4, 64, 4, 10, 2, 3),
-                (4, 64, 4, 10, 2, 9), (4, 64, 4, 8, 2, 2), (4, 128, 4, 5, 2, 1), (4, 64, 8, 7, 1, 2)),
-            "mlp_out": plain((2, 8, 2), (1, 8, 4)) + staged(
-                (8, 64, 8, 9, 1, 2), (8, 64, 8, 9, 1, 3), (8, 64, 8, 7, 1, 2), (8, 64, 4, 8, 2, 2),
-                (8, 64, 4, 8, 2, 4), (8, 64, 4, 5, 2, 2), (4, 64, 4, 12, 1, 3)),
-            "qkv": plain((2, 4, 4), (4, 4, 4), (4, 4, 2), (2, 4, 2)) + staged(
-                (4, 64, 4, 6, 2, 2), (4, 64, 4, 8, 2, 4), (8, 64, 4, 3, 3, 2)),
+            "gate_up": plain((2, 8, 4), (2, 4, 4), (1, 8, 4), (2, 8, 3)) + staged(
+                (4, 64, 4, 10, 2, 9), (4, 64, 4, 12, 2, 11), (4, 64, 8, 12, 1, 11)),
+            "mlp_out": plain((2, 8, 2), (1, 8, 4), (1, 16, 2)) + staged(
+                (8, 64, 4, 8, 2, 7), (8, 64, 8, 9, 1, 8)),
+            "qkv": plain((2, 4, 4), (4, 4, 4), (4, 8, 2), (2, 8, 4)) + staged(
+                (4, 64, 4, 6, 2, 5), (8, 64, 4, 3, 3, 2)),
         }  # fmt: skip
     else:
         kinds = {
-            "gate_up": plain((4, 4, 4), (4, 4, 2)) + staged(
-                (1, 64, 8, 9, 1, 1), (1, 64, 8, 9, 1, 2), (1, 64, 8, 9, 1, 3), (2, 64, 8, 9, 1, 2),
-                (2, 64, 8, 9, 1, 3), (2, 64, 8, 11, 1, 2), (2, 64, 4, 10, 2, 2),
-                (2, 64, 4, 10, 2, 4), (2, 64, 4, 8, 2, 2), (2, 64, 8, 7, 1, 2)),
-            "mlp_out": plain((1, 4, 4), (2, 8, 2), (1, 8, 2)) + staged(
-                (4, 64, 4, 14, 1, 2), (4, 64, 4, 14, 1, 4), (8, 32, 8, 14, 1, 3),
-                (4, 64, 4, 8, 1, 2), (8, 32, 8, 10, 1, 4), (4, 64, 4, 10, 1, 9)),
-            "qkv": plain((8, 4, 2), (4, 4, 4), (4, 4, 2)) + staged(
-                (2, 64, 4, 6, 1, 2), (2, 64, 4, 6, 1, 5)),
+            "gate_up": plain((4, 4, 4), (4, 4, 3), (2, 4, 6), (8, 4, 2)) + staged(
+                (1, 64, 8, 9, 1, 8)),
+            "mlp_out": plain((1, 4, 4), (2, 8, 2), (1, 4, 5), (1, 8, 3)) + staged(
+                (4, 64, 4, 14, 1, 13)),
+            "qkv": plain((8, 4, 2), (4, 4, 4), (4, 4, 3), (2, 4, 6)) + staged(
+                (2, 64, 4, 6, 1, 5)),
         }  # fmt: skip
-    kinds["attn_out"] = plain((4, 8, 2), (4, 8, 1), (8, 8, 1), (8, 8, 2), (4, 16, 1), (2, 8, 2))
+    kinds["attn_out"] = plain((4, 8, 2), (8, 8, 1), (8, 8, 2), (4, 16, 1), (4, 4, 4), (2, 8, 4))
     kinds["attention"] = [AttentionTile(*t) for t in (
-        (8192, 4), (4096, 4), (8192, 8), (16384, 8), (4096, 2))]
+        (16384, 8), (8192, 4), (16384, 4), (32768, 8), (8192, 8))]
     kinds["lm_head"] = plain((4, 2, 8), (8, 4, 4))
     return kinds
 
@@ -187,11 +181,6 @@ def main() -> None:
         chain = build(pdl=True)
         graph = capture(chain)
         first = time.time()
-        for tile in variants(spec, sms)["lm_head"]:
-            trial = build(pdl=True, tiles=replace(chain._tiles, lm_head=tile))
-            trial._launches = trial._launches[-1:] * 8
-            us = time_us(trial, capture(trial), 64, repeats=3) / 8
-            print(f"  lm_head alone {tile.rows}/{tile.warps}/{tile.per_sm}: {params['embed'].nbytes / us / 1e6:.3f} TB/s")
         chain.begin(5, 64)
         truth = chain_model.reference_step(spec, params, kv, 5, 64, torch.float32)
         eager = chain_model.reference_step(spec, params, kv, 5, 64, torch.bfloat16).float()
@@ -216,7 +205,7 @@ def main() -> None:
                 try:
                     trial = build(pdl=True, tiles=tiles)
                     graph = capture(trial)
-                    return (time_us(trial, graph, 64, repeats=3) + time_us(trial, graph, 1000, repeats=3)) / 2
+                    return sum(time_us(trial, graph, p, repeats=3) for p in (80, 500, 1500)) / 3
                 except Exception as error:
                     print(tiles, repr(error)[:300])
                     return 1e9
@@ -226,8 +215,8 @@ def main() -> None:
             starts = {
                 "plain": best_tiles,
                 "staged": replace(
-                    best_tiles, gate_up=kinds["gate_up"][3], qkv=kinds["qkv"][2],
-                    attn_out=kinds["attn_out"][1],
+                    best_tiles, gate_up=next(t for t in kinds["gate_up"] if isinstance(t, StagedTile)),
+                    qkv=kinds["qkv"][-1], mlp_out=kinds["mlp_out"][-1],
                 ),
             }
             found = []
