@@ -46,20 +46,20 @@ def default_tiles(spec: ModelSpec, num_sms: int) -> ChainTiles:
     """Return tiles within a few percent of tuned ones.
 
     Tried on an H200, whole steps of models of width 1152 and 2048: about 40 tiles a kind. What
-    they have in common is the size of a tile, about 20 KB, or 36 KB where rows are plenty or long;
-    a warp count that lets a thread load 16 bytes of every row; and 8 to 16 warps a multiprocessor.
+    they have in common: at most 8 rows, 10 to 40 KB a tile, as many warps as let a thread load 16
+    bytes of every row, and 16 warps a multiprocessor, twice that for the largest layer.
     """
     hidden, inter = spec.shape.hidden_size, spec.shape.intermediate_size
     first = spec.attention[0]
     width = first.num_heads * first.head_dim
     qkv_rows = (first.num_heads + 2 * first.num_kv_heads) * first.head_dim
     up_width = 2 * hidden if spec.block.gated else hidden
-    up_warps = 8 if hidden >= 2048 else 4
+    warps = 8 if hidden >= 2048 else 4
     return ChainTiles(
-        qkv=_tile(qkv_rows, hidden, num_sms, elements=10240, warps=4, per_sm=4),
+        qkv=_tile(qkv_rows, hidden, num_sms, elements=5120, warps=4, per_sm=4),
         attn_out=_tile(hidden, width, num_sms, elements=10240, warps=8, per_sm=2),
-        gate_up=_tile(inter, up_width, num_sms, elements=10240, warps=up_warps, per_sm=4),
-        mlp_out=_tile(hidden, inter, num_sms, elements=18432, warps=8, per_sm=2),
+        gate_up=_tile(inter, up_width, num_sms, elements=10240, warps=warps, per_sm=4),
+        mlp_out=_tile(hidden, inter, num_sms, elements=2304 * warps, warps=warps, per_sm=16 // warps),
         lm_head=_tile(spec.shape.vocab_size, hidden, num_sms, elements=18432, warps=4, per_sm=4),
         attention=AttentionTile(16384, 8),
     )
@@ -69,7 +69,7 @@ def _tile(
     num_rows: int, width: int, num_sms: int, *, elements: int, warps: int, per_sm: int
 ) -> Tile:
     """As many rows, a power of two, as make a tile of `elements`, or give each SM a tile."""
-    rows = max(1, min(elements // width, num_rows // num_sms))
+    rows = max(1, min(8, elements // width, num_rows // num_sms))
     return Tile(1 << (rows.bit_length() - 1), warps, per_sm)
 
 

@@ -34,28 +34,20 @@ def plain(*tiles):
 
 def variants(spec, num_sms: int) -> dict[str, list]:
     """Staged: (slices, chunk, warps, stages, per_sm, ahead); plain: (rows, warps, per_sm)."""
+    kinds: dict[str, list] = {
+        "attention": [AttentionTile(*t) for t in ((16384, 8), (16384, 4), (8192, 4))],
+        "attn_out": plain((4, 8, 2), (8, 8, 1), (8, 8, 2), (2, 8, 2), (4, 8, 1)),
+        "qkv": plain((2, 4, 4), (4, 4, 4), (4, 8, 2), (8, 4, 2)),
+        "gate_up": plain((2, 8, 4), (2, 4, 4), (4, 4, 4), (4, 4, 3), (4, 8, 2)),
+        "mlp_out": plain((2, 8, 2), (1, 8, 4), (1, 4, 4), (1, 4, 5), (2, 4, 2)),
+        "lm_head": plain((8, 4, 4), (4, 2, 8)),
+    }
     if spec.shape.hidden_size == 2048:
-        kinds = {
-            "gate_up": plain((2, 8, 4), (2, 4, 4), (1, 8, 4), (2, 8, 3)) + staged(
-                (4, 64, 4, 10, 2, 9), (4, 64, 4, 12, 2, 11), (4, 64, 8, 12, 1, 11)),
-            "mlp_out": plain((2, 8, 2), (1, 8, 4), (1, 16, 2)) + staged(
-                (8, 64, 4, 8, 2, 7), (8, 64, 8, 9, 1, 8)),
-            "qkv": plain((2, 4, 4), (4, 4, 4), (4, 8, 2), (2, 8, 4)) + staged(
-                (4, 64, 4, 6, 2, 5), (8, 64, 4, 3, 3, 2)),
-        }  # fmt: skip
+        kinds["qkv"] += staged((8, 64, 4, 3, 3, 2))
+        kinds["gate_up"] += staged((4, 64, 4, 10, 2, 9))
+        kinds["mlp_out"] += staged((8, 64, 4, 8, 2, 7))
     else:
-        kinds = {
-            "gate_up": plain((4, 4, 4), (4, 4, 3), (2, 4, 6), (8, 4, 2)) + staged(
-                (1, 64, 8, 9, 1, 8)),
-            "mlp_out": plain((1, 4, 4), (2, 8, 2), (1, 4, 5), (1, 8, 3)) + staged(
-                (4, 64, 4, 14, 1, 13)),
-            "qkv": plain((8, 4, 2), (4, 4, 4), (4, 4, 3), (2, 4, 6)) + staged(
-                (2, 64, 4, 6, 1, 5)),
-        }  # fmt: skip
-    kinds["attn_out"] = plain((4, 8, 2), (8, 8, 1), (8, 8, 2), (4, 16, 1), (4, 4, 4), (2, 8, 4))
-    kinds["attention"] = [AttentionTile(*t) for t in (
-        (16384, 8), (8192, 4), (16384, 4), (32768, 8), (8192, 8))]
-    kinds["lm_head"] = plain((4, 2, 8), (8, 4, 4))
+        kinds["gate_up"] += staged((1, 64, 8, 9, 1, 8))
     return kinds
 
 
@@ -211,18 +203,15 @@ def main() -> None:
                     return 1e9
 
             kinds = variants(spec, sms)
-            order = ["attention", "attn_out", "qkv", "gate_up", "mlp_out"]
-            starts = {
-                "plain": best_tiles,
-                "staged": replace(
-                    best_tiles, gate_up=next(t for t in kinds["gate_up"] if isinstance(t, StagedTile)),
-                    qkv=kinds["qkv"][-1], mlp_out=kinds["mlp_out"][-1],
-                ),
-            }
+            order = ["attention", "attn_out", "gate_up", "mlp_out", "qkv", "lm_head"]
+            ahead = replace(best_tiles, **{
+                k: tiles[-1] for k, tiles in kinds.items() if isinstance(tiles[-1], StagedTile)})
+            print("  staged", round(time_tiles(ahead), 1))
+            starts = {"plain": best_tiles}
             found = []
             for name, tiles in starts.items():
                 print(" ", name, "start", round(time_tiles(tiles), 1))
-                found.append(descend(time_tiles, tiles, kinds, order + order, time.time() + budget / 2))
+                found.append(descend(time_tiles, tiles, kinds, order + order, time.time() + budget))
             record["found"] = [(us, asdict(tiles)) for us, tiles in found]
             best_tiles = min(found, key=lambda row: row[0])[1]
             chain = build(pdl=True, tiles=best_tiles)

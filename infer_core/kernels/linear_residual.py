@@ -64,30 +64,32 @@ def _merge_parts(
     """
     chunks = FIRST + tl.arange(0, SIZE // VECTOR) * VECTOR
     cols = chunks[:, None] + tl.arange(0, VECTOR)[None, :]
-    heads = chunks // HEAD_DIM
     inside = chunks < WIDTH
-    best = tl.load(lse_ptr + heads, mask=inside, other=0.0)
+    lse_ptr += chunks // HEAD_DIM
+    best = tl.load(lse_ptr, mask=inside, other=0.0)
     acc = tl.load(partial_ptr + cols, mask=inside[:, None], other=0.0).to(tl.float32)
     total = tl.full((SIZE // VECTOR,), 1.0, tl.float32)
     for first in range(1, num_parts, PARTS_AT_ONCE):
-        parts = first + tl.arange(0, PARTS_AT_ONCE)
-        mask = (parts[:, None] < num_parts) & inside[None, :]
-        partial = tl.load(
-            partial_ptr + parts[:, None, None] * WIDTH + cols[None, :, :],
-            mask=mask[:, :, None],
-            other=0.0,
-        )
-        lse = tl.load(
-            lse_ptr + parts[:, None] * (WIDTH // HEAD_DIM) + heads[None, :],
-            mask=mask,
-            other=float("-inf"),
-        )
-        new_best = tl.maximum(best, tl.max(lse, axis=0))
-        share = tl.exp(lse - new_best[None, :])
-        scale = tl.exp(best - new_best)
-        total = total * scale + tl.sum(share, axis=0)
-        acc = acc * scale[:, None] + tl.sum(share[:, :, None] * partial.to(tl.float32), axis=0)
-        best = new_best
+        # all loads of these parts stand before their first use: the compiler keeps that order
+        lses = ()
+        partials = ()
+        for step in tl.static_range(PARTS_AT_ONCE):
+            mask = (chunks < WIDTH) & (chunks * 0 + first + step < num_parts)
+            lses += (
+                tl.load(
+                    lse_ptr + (first + step) * (WIDTH // HEAD_DIM), mask=mask, other=float("-inf")
+                ),
+            )
+            partials += (
+                tl.load(partial_ptr + (first + step) * WIDTH + cols, mask=mask[:, None], other=0.0),
+            )
+        for step in tl.static_range(PARTS_AT_ONCE):
+            new_best = tl.maximum(best, lses[step])
+            share = tl.exp(lses[step] - new_best)
+            scale = tl.exp(best - new_best)
+            total = total * scale + share
+            acc = acc * scale[:, None] + share[:, None] * partials[step].to(tl.float32)
+            best = new_best
     return tl.reshape(acc / total[:, None], (SIZE,))
 
 
@@ -214,11 +216,7 @@ def linear_residual(
         raise ValueError(f"linear_residual: weight must be contiguous, has {weight.stride()}")
     main, rest = split_width(width)
     head_dim = 1 if lse is None else width // lse.shape[1]
-    # 32 elements a thread: more registers would cost the neighbours their place beside this one
-    parts_at_once = 1
-    if lse is not None:
-        fit = 1 << max(0, (1024 * tile.warps // main).bit_length() - 1)
-        parts_at_once = min(8, fit, triton.next_power_of_2(lse.shape[0] - 1))
+    parts_at_once = 1 if lse is None else min(8, triton.next_power_of_2(lse.shape[0] - 1))
     _linear_residual_kernel[(min(programs, triton.cdiv(num_rows, tile.rows)),)](
         x,
         x if lse is None else lse,
