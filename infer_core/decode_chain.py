@@ -149,18 +149,6 @@ class DecodeChain:
             )  # fmt: skip
         return partial(norm_linear, x, norm_weight, weight, y, self._norm, **common, **extra)
 
-    def _linear(
-        self, tile: Tile | StagedTile, x: Tensor, weight: Tensor, y: Tensor, **extra: Any
-    ) -> Callable[[], None]:
-        """Bind a linear layer to the kernel its tile is for; only the plain one merges splits."""
-        programs = self._programs(tile, y.shape[0])
-        if isinstance(tile, StagedTile) and "lse" in extra:
-            tile, programs = Tile(8, 8, 1), self._sms
-        kernel = staged_linear if isinstance(tile, StagedTile) else linear_residual
-        return partial(
-            kernel, x, weight, y, tile=tile, programs=programs, pdl=self.pdl, **extra
-        )
-
     def _plan(
         self,
         parameters: Mapping[str, Tensor],
@@ -196,14 +184,9 @@ class DecodeChain:
             plan = attention_split(attention, slots, tiles.attention)
             qkv_rows = (attention.num_heads + 2 * attention.num_kv_heads) * attention.head_dim
             width = attention.num_heads * attention.head_dim
-            num_splits = -(-slots // plan.split)
-            qkv, out = empty(qkv_rows), empty((num_splits, width))
-            lse = empty((num_splits, attention.num_heads), dtype=torch.float32)
-            merge: dict[str, Any] = {}
-            if num_splits > 1:
-                merge = {
-                    "lse": lse, "position": self.position, "capacity": slots, "split": plan.split
-                }  # fmt: skip
+            num_parts = 1 + -(-slots // plan.split)
+            qkv, out = empty(qkv_rows), empty((num_parts, width))
+            lse = empty((num_parts, attention.num_heads), dtype=torch.float32)
             cos, sin = rope_tables[layer]
 
             extra = normed(f"layers.{layer - 1}.mlp_post_norm", first=layer == 0)
@@ -227,10 +210,12 @@ class DecodeChain:
                 )
             )  # fmt: skip
             launches.append(
-                self._linear(
-                    tiles.attn_out, out if merge else out[0], parameters[name + "attn_out"],
-                    delta if sandwich else x, residual=None if sandwich else x,
-                    bias=parameters.get(name + "attn_out_bias"), **merge,
+                partial(
+                    linear_residual, out, parameters[name + "attn_out"], delta if sandwich else x,
+                    residual=None if sandwich else x, bias=parameters.get(name + "attn_out_bias"),
+                    lse=lse, position=self.position, capacity=slots, split=plan.split,
+                    tile=tiles.attn_out, programs=self._programs(tiles.attn_out, hidden),
+                    pdl=self.pdl,
                 )
             )  # fmt: skip
             extra = normed(name + "attn_post_norm")
@@ -244,9 +229,12 @@ class DecodeChain:
             if extra:
                 x, x_other = x_other, x
             launches.append(
-                self._linear(
-                    tiles.mlp_out, inner, parameters[name + "mlp_out"], delta if sandwich else x,
+                partial(
+                    staged_linear if isinstance(tiles.mlp_out, StagedTile) else linear_residual,
+                    inner, parameters[name + "mlp_out"], delta if sandwich else x,
                     residual=None if sandwich else x, bias=parameters.get(name + "mlp_out_bias"),
+                    tile=tiles.mlp_out, programs=self._programs(tiles.mlp_out, hidden),
+                    pdl=self.pdl,
                 )
             )  # fmt: skip
         launches.append(

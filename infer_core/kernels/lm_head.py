@@ -20,6 +20,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from infer_core.kernels.chain_parts import (
     dot_rows,
+    load_all,
     load_rows,
     load_vector,
     norm_input,
@@ -76,12 +77,15 @@ def _lm_head_kernel(
     post_main, post_rest = weight_main, weight_rest
     if ADD_NORMED:
         post_main, post_rest = load_vector(post_weight_ptr, WIDTH, MAIN, REST)
+    post_all = post_main
+    if ADD_NORMED and REST > 0:
+        post_all = load_all(post_weight_ptr, WIDTH, 2 * MAIN)
 
     if PDL:
         gdc_wait()  # above: only what no kernel of the chain writes
     x_main, x_rest = norm_input(
         x_ptr, delta_ptr, x_out_ptr, weight_main, weight_rest, post_main, post_rest,
-        WIDTH, MAIN, REST, EPS, WEIGHT_OFFSET, WEIGHT_IN_FP32, ADD_NORMED,
+        post_all, WIDTH, MAIN, REST, EPS, WEIGHT_OFFSET, WEIGHT_IN_FP32, ADD_NORMED,
     )  # fmt: skip
 
     dtype = logits_ptr.dtype.element_ty
