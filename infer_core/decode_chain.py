@@ -261,7 +261,7 @@ class DecodeChain:
 
 
 def supports(spec: ModelSpec) -> bool:
-    """Whether the fused kernels cover what the spec asks for."""
+    """Whether the fused kernels cover all that the spec asks for."""
     return not spec.uncommon
 
 
