@@ -52,16 +52,21 @@ GROUPS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "text": (
         {"json_files", "tokenizer", "detokenizer", "stop_strings", "stop_tokens"}
-        | {"chat_template", "template_sandbox"},
+        | {"chat_template", "template_sandbox", "generation_defaults"},
         {"facts"},
     ),
     "engine": (
         {"engine", "session"},
         {"facts", "contract", "loader", "kernels", "parts", "model"},
     ),
-    "faces": (
-        {"cli", "cli_plugins", "new_plugin", "testing"},
+    "llm": (
+        {"llm", "completion", "text_stream", "conversation", "device", "memory"},
         {"facts", "contract", "loader", "kernels", "parts", "model", "engine", "text"},
+    ),
+    "faces": (
+        {"cli", "cli_plugins", "cli_options", "cli_generate", "cli_chat", "cli_inspect"}
+        | {"new_plugin", "testing"},
+        {"facts", "contract", "loader", "kernels", "parts", "model", "engine", "text", "llm"},
     ),
 }
 GROUP_OF = {module: group for group, (modules, _) in GROUPS.items() for module in modules}
