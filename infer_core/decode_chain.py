@@ -87,7 +87,7 @@ class DecodeChain:
         if sequence is None:
             sequence = torch.zeros(max_context + 1, dtype=torch.int64, device=device)
         self.position, self.sequence = position, sequence
-        self.logits = torch.zeros(spec.shape.vocab_size, dtype=dtype, device=device)
+        self.logits = torch.zeros(spec.shape.vocab_size, dtype=torch.float32, device=device)
 
         hidden = spec.shape.hidden_size
         self._x = torch.zeros(hidden, dtype=dtype, device=device)

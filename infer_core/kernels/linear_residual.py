@@ -7,7 +7,7 @@
 
 Shapes  x [width], or partial [num_parts, num_heads * head_dim] with lse [num_parts, num_heads];
         weight [num_rows, width]; y, residual [num_rows], which may be one buffer.
-Dtypes  all of one dtype, lse float32; sums are float32, rounded once before the residual add.
+Dtypes  all of one dtype, lse float32; sums are float32, y is rounded once, at the end.
 Bound   memory: moves weight.nbytes (and the parts, from L2, once a program).
 """
 
@@ -137,13 +137,11 @@ def _linear_residual_kernel(
         x_main = _merge_parts(
             x_ptr, lse_ptr, num_parts, 0, MAIN, WIDTH, HEAD_DIM, VECTOR, PARTS_AT_ONCE
         )  # fmt: skip
-        x_main = x_main.to(dtype).to(tl.float32)
         x_rest = x_main
         if REST > 0:
             x_rest = _merge_parts(
                 x_ptr, lse_ptr, num_parts, MAIN, REST, WIDTH, HEAD_DIM, VECTOR, PARTS_AT_ONCE
             )  # fmt: skip
-            x_rest = x_rest.to(dtype).to(tl.float32)
     else:
         x_main, x_rest = load_vector(x_ptr, WIDTH, MAIN, REST)
         x_main = x_main.to(tl.float32)
@@ -158,11 +156,10 @@ def _linear_residual_kernel(
         acc = dot_rows(main, rest, x_main, x_rest, REST)
         if HAS_BIAS:
             acc += tl.load(bias_ptr + rows, mask=inside, other=0.0).to(tl.float32)
-        y = acc.to(dtype)
         if HAS_RESIDUAL:
-            y = (residual.to(tl.float32) + y.to(tl.float32)).to(dtype)
+            acc += residual.to(tl.float32)
             residual = tl.load(residual_ptr + next_rows, mask=next_rows < num_rows, other=0.0)
-        tl.store(y_ptr + rows, y, mask=inside)
+        tl.store(y_ptr + rows, acc.to(dtype), mask=inside)
 
         rows = next_rows
         main, rest = next_main, next_rest

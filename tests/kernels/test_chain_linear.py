@@ -127,7 +127,7 @@ def test_lm_head_gives_logits_and_candidates_of_their_argmax(
         arguments["delta"] = draw(hidden, dtype=dtype, device=device)
         arguments["post_weight"] = draw(hidden, dtype=dtype, device=device)
         x_out = torch.empty(hidden, dtype=dtype, device=device)
-    logits = torch.empty(vocab_size, dtype=dtype, device=device)
+    logits = torch.empty(vocab_size, device=device)
     value = torch.empty(3, device=device)
     index = torch.empty(3, dtype=torch.int32, device=device)
 
@@ -137,9 +137,9 @@ def test_lm_head_gives_logits_and_candidates_of_their_argmax(
     )  # fmt: skip
 
     truth = lm_head_ref(norm=OFFSET, softcap=softcap, **wide(arguments))
-    assert_as_accurate_as_eager(
-        logits, lm_head_ref(norm=OFFSET, softcap=softcap, **arguments), truth
-    )
+    eager = lm_head_ref(norm=OFFSET, softcap=softcap, **arguments)
+    # the kernel does not round to the model's dtype, and may not err where rounding alone does
+    assert_as_accurate_as_eager(logits.to(dtype), eager, truth)
     assert int(index[value.argmax()]) == int(logits.argmax())
     assert float(value.max()) == float(logits.max())
 
