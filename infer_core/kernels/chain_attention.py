@@ -242,9 +242,7 @@ def _chain_attention_kernel(
         gdc_wait()  # above: only what no kernel of this step has written
     dims = tl.arange(0, BLOCK_D)[None, :]
     is_dim = dims < HEAD_DIM
-    q, q_y = _load_heads(
-        qkv_ptr + heads[:, None] * HEAD_DIM, is_head, HEAD_DIM, BLOCK_D, ROTARY
-    )
+    q, q_y = _load_heads(qkv_ptr + heads[:, None] * HEAD_DIM, is_head, HEAD_DIM, BLOCK_D, ROTARY)
     k_start = qkv_ptr + (NUM_HEADS + kv_head) * HEAD_DIM + same
     key, key_y = _load_heads(k_start, is_new, HEAD_DIM, BLOCK_D, ROTARY)
     value = tl.load(k_start + NUM_KV_HEADS * HEAD_DIM + dims, mask=is_new & is_dim, other=0.0)
@@ -324,7 +322,9 @@ def chain_attention(
             f"[{sizes}] and partial [{num_parts}, {num_heads * head_dim}]; got "
             f"{tuple(qkv.shape)} and {tuple(partial.shape)}"
         )
-    if (num_parts - 1) * split < min(capacity, max_slots or capacity) or v_cache.shape != k_cache.shape:
+    if (num_parts - 1) * split < min(
+        capacity, max_slots or capacity
+    ) or v_cache.shape != k_cache.shape:
         raise ValueError(
             f"chain_attention: {num_parts - 1} parts of {split} slots do not cover caches of "
             f"{tuple(k_cache.shape)} and {tuple(v_cache.shape)}"

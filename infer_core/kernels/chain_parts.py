@@ -143,9 +143,7 @@ def load_all(ptr, WIDTH: tl.constexpr, PADDED: tl.constexpr):
 
 
 @triton.jit
-def add_normed(
-    x, delta, rstd, weight, WEIGHT_OFFSET: tl.constexpr, WEIGHT_IN_FP32: tl.constexpr
-):
+def add_normed(x, delta, rstd, weight, WEIGHT_OFFSET: tl.constexpr, WEIGHT_IN_FP32: tl.constexpr):
     """Return x + the normed delta, each rounded to the dtype of x."""
     normed = scale_normed(delta.to(tl.float32) * rstd, weight, WEIGHT_OFFSET, WEIGHT_IN_FP32)
     return (x.to(tl.float32) + normed.to(tl.float32)).to(x.dtype)
