@@ -66,22 +66,21 @@ class Terminal:
             env={**os.environ, "TERM": "xterm", "CUDA_VISIBLE_DEVICES": "", **environ},
         )
         os.close(child)
-        self.shown = ""
+        self.shown, self._seen = "", 0
 
-    def wait_for(self, *texts, timeout=60):
-        """Read until one of these texts was shown beyond what earlier calls saw."""
-        seen, deadline = "", time.monotonic() + timeout
-        while not any(text in seen for text in texts):
+    def wait_for(self, text, timeout=60):
+        """Read until this was shown after what the last call waited for."""
+        deadline = time.monotonic() + timeout
+        while (found := self.shown.find(text, self._seen)) < 0:
             ready, _, _ = select.select([self._main], [], [], max(0, deadline - time.monotonic()))
-            assert ready, f"waited for {texts}, saw {seen!r}"
+            assert ready, f"waited for {text!r}, saw {self.shown[self._seen :]!r}"
             try:
                 piece = os.read(self._main, 65536).decode("utf-8", "replace")
             except OSError:  # the other side is closed
                 piece = ""
-            assert piece, f"ended; waited for {texts}, saw {seen!r}"
-            seen += piece
+            assert piece, f"ended; waited for {text!r}, saw {self.shown[self._seen :]!r}"
             self.shown += piece
-        return seen
+        self._seen = found + len(text)
 
     def send(self, keys):
         os.write(self._main, keys.encode())
