@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from infer_core.completion import Completion, TokenLogprob
     from infer_core.config import activation, layer_windows, rope_from_parameters
     from infer_core.conversation import Conversation
+    from infer_core.decoder import Decoder, Piece
     from infer_core.engine import Engine, Generation
     from infer_core.hookspecs import hookimpl
     from infer_core.llm import LLM
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         AttentionLayout,
         BlockLayout,
         ConfigFields,
+        CustomDecoder,
         KVCachePolicy,
         LinearRopeScaling,
         Llama3RopeScaling,
@@ -59,6 +61,8 @@ __all__ = [
     "ConfigError",
     "ConfigFields",
     "Conversation",
+    "CustomDecoder",
+    "Decoder",
     "Engine",
     "Generation",
     "HubError",
@@ -70,6 +74,7 @@ __all__ = [
     "ModelShape",
     "ModelSpec",
     "NormFlavour",
+    "Piece",
     "PluginContractError",
     "PluginError",
     "ReferenceModel",
@@ -90,6 +95,7 @@ __all__ = [
 
 _LAZY = {
     "infer_core.config": ("activation", "layer_windows", "rope_from_parameters"),
+    "infer_core.decoder": ("Decoder", "Piece"),
     "infer_core.completion": ("Completion", "TokenLogprob"),
     "infer_core.conversation": ("Conversation",),
     "infer_core.engine": ("Engine", "Generation"),
@@ -101,6 +107,7 @@ _LAZY = {
         "AttentionLayout",
         "BlockLayout",
         "ConfigFields",
+        "CustomDecoder",
         "KVCachePolicy",
         "LinearRopeScaling",
         "Llama3RopeScaling",

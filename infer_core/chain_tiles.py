@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import triton
 
-from infer_core.kernels.chain_types import Tile
+from infer_core.kernels.chain_types import StagedTile, Tile
 from infer_core.specs import AttentionLayout, ModelSpec
 
 
@@ -17,11 +17,20 @@ from infer_core.specs import AttentionLayout, ModelSpec
 class ChainTiles:
     """One tile for each linear layer of a step."""
 
-    qkv: Tile
-    attn_out: Tile
-    gate_up: Tile
-    mlp_out: Tile
+    qkv: Tile | StagedTile
+    attn_out: Tile | StagedTile
+    gate_up: Tile | StagedTile
+    mlp_out: Tile | StagedTile
     lm_head: Tile
+    attention: "AttentionTile"
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTile:
+    """Elements of K a program takes at a time, and its warps."""
+
+    elements: int
+    warps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,7 @@ def default_tiles(spec: ModelSpec, num_sms: int) -> ChainTiles:
         gate_up=_tile(inter, up_width, num_sms, per_thread=96, warps=4, per_sm=4),
         mlp_out=_tile(hidden, inter, num_sms, per_thread=64, warps=8, per_sm=2),
         lm_head=_tile(spec.shape.vocab_size, hidden, num_sms, per_thread=128, warps=4, per_sm=4),
+        attention=AttentionTile(8192, 4),
     )
 
 
@@ -61,14 +71,11 @@ def _tile(
     return Tile(1 << (wanted.bit_length() - 1), warps, per_sm)
 
 
-def attention_split(attention: AttentionLayout, slots: int) -> AttentionSplit:
-    """Cut a cache of `slots` into about 8 splits, each small enough to lie in registers.
-
-    Every program of the out projection merges the splits, so that few and large ones win: on an
-    H200, 32 splits instead of 8 cost 5 us a layer.
-    """
+def attention_split(
+    attention: AttentionLayout, slots: int, tile: AttentionTile
+) -> AttentionSplit:
+    """Cut a cache of `slots` into splits of one block, or into 32 splits of several."""
     width = triton.next_power_of_2(attention.head_dim)
-    wanted = triton.next_power_of_2(-(-slots // 8))
-    block = max(16, 8192 // width, min(wanted, 32768 // width))
-    split = max(block, triton.next_power_of_2(-(-slots // 64)))
-    return AttentionSplit(split, block, warps=max(4, min(16, block * width // 2048)))
+    block = min(max(16, tile.elements // width), max(16, triton.next_power_of_2(slots)))
+    split = max(block, triton.next_power_of_2(-(-slots // 32)))
+    return AttentionSplit(split, block, tile.warps)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -18,6 +19,18 @@ RUN_AHEAD = 8
 # Sizes of captured contexts and prompts are multiples of these, at least.
 CONTEXT_SLOTS = 64
 PREFILL_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class GraphKey:
+    """What a captured graph does: the last piece of a prompt, at `rows` rows, or a decode step.
+
+    `is_fresh`: the piece is the whole prompt and nothing was cached before it.
+    """
+
+    kind: SamplingKind
+    rows: int = 0
+    is_fresh: bool = False
 
 
 class Session:
@@ -50,9 +63,8 @@ class Session:
         self._use_kv_cache = use_kv_cache
         self._use_graph = use_graph
         self._prefill_chunk = prefill_chunk
-        # by kind of sampling and rows of the prompt's last piece (0 rows is the decode step); with
-        # each the logits it leaves, which must live on or another graph would use their memory
-        self._graphs: dict[tuple[SamplingKind, int], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        # with each the logits it leaves, which must live on or another graph would use their memory
+        self._graphs: dict[GraphKey, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle() if use_graph else None
         self._kind = kind_of(SamplingParams())
         self._prompt_len = 0
@@ -102,10 +114,10 @@ class Session:
         self._kind = kind_of(sampling)
         if not self._use_graph:
             return False
-        bucket = self._prompt_bucket(prompt_len - keep)
-        wanted = {
-            (self._kind, 0): self._step,
-            (self._kind, bucket): lambda: self._prefill_last(bucket),
+        prompt = self._prompt_graph(prompt_len, keep)
+        wanted: dict[GraphKey, Callable[[], None]] = {
+            GraphKey(self._kind): self._step,
+            prompt: lambda: self._prefill_last(prompt.rows, is_fresh=prompt.is_fresh),
         }
         missing = {key: body for key, body in wanted.items() if key not in self._graphs}
         if missing:
@@ -143,11 +155,11 @@ class Session:
             self._start.fill_(start)
             tokens = self._sequence[start : start + piece]
             self.decoder.forward(tokens, self.cache, self._start, is_prefill=True)
-        key = self._kind, self._prompt_bucket(num_tokens - keep)
+        key = self._prompt_graph(num_tokens, keep)
         if key in self._graphs:
             self._replay(key)
         else:
-            self._prefill_last(num_tokens - last)
+            self._prefill_last(num_tokens - last, is_fresh=key.is_fresh)
         self._num_written = num_tokens
 
     def read(self, index: int) -> int:
@@ -236,12 +248,12 @@ class Session:
     def _run_step(self) -> None:
         written, self._num_written = self._num_written, 0  # unknown if Ctrl-C comes in between
         if self._use_graph:
-            self._replay((self._kind, 0))
+            self._replay(GraphKey(self._kind))
         else:
             self._step()
         self._num_written = written + 1
 
-    def _replay(self, key: tuple[SamplingKind, int]) -> None:
+    def _replay(self, key: GraphKey) -> None:
         graph, self.logits = self._graphs[key]
         graph.replay()
 
@@ -263,9 +275,9 @@ class Session:
         else:
             length = int(self._position) + 1
             self._inbox[:2] = torch.tensor([0, length])
-            self._prefill_last(length)
+            self._prefill_last(length, is_fresh=True)
 
-    def _prefill_last(self, num_rows: int) -> None:
+    def _prefill_last(self, num_rows: int, *, is_fresh: bool) -> None:
         """Run the last piece of a prompt at `num_rows` rows, padding included, and pick.
 
         Capturable: where the piece starts and how many of its rows count is on the device.
@@ -274,7 +286,12 @@ class Session:
         rows = self._start + torch.arange(num_rows, device=self._device)
         tokens = self._sequence[rows.clamp(max=len(self._sequence) - 1)]
         self.logits = self.decoder.forward(
-            tokens, self.cache, self._start, is_prefill=True, count=self._count
+            tokens,
+            self.cache,
+            self._start,
+            is_prefill=True,
+            count=self._count,
+            is_fresh=is_fresh,
         )
         token = self._sampler.pick(self.logits[0])
         end = self._start + self._count
@@ -286,10 +303,11 @@ class Session:
             self._sequence.index_copy_(0, end.long(), token)
             self._position.copy_(end)
 
-    def _prompt_bucket(self, num_tokens: int) -> int:
-        """Rows that the last piece of a prompt is run at."""
-        last_piece = (num_tokens - 1) % self._prefill_chunk + 1
-        return min(bucket(last_piece, smallest=PREFILL_ROWS), self._prefill_chunk)
+    def _prompt_graph(self, num_tokens: int, keep: int) -> GraphKey:
+        """Name the graph that runs the last piece of a prompt, the first `keep` tokens cached."""
+        pieces, last_piece = divmod(num_tokens - keep - 1, self._prefill_chunk)
+        rows = min(bucket(last_piece + 1, smallest=PREFILL_ROWS), self._prefill_chunk)
+        return GraphKey(self._kind, rows, is_fresh=pieces == keep == 0)
 
     def _capture(self, body: Callable[[], None]) -> torch.cuda.CUDAGraph:
         # One stream for every capture of the process: cuBLAS keeps a workspace a stream.

@@ -55,6 +55,7 @@ class FakeEngine:
         self.device = "cpu"
         self.dtype = "torch.float32"
         self.kernels = "reference"
+        self.unfused = False
         self.weights_kind = "dummy"
         self.weight_bytes = 4000
         self.load_s = 0.25

@@ -20,6 +20,7 @@ JSON_KEYS = {
     "reason",
     "mend",
     "notes",
+    "kit",
 }
 
 
@@ -107,6 +108,7 @@ def test_list_json_has_the_documented_keys_for_usable_and_broken_plugins(infer, 
         "reason": None,
         "mend": None,
         "notes": [],
+        "kit": None,
     }
     assert (bad["state"], bad["architectures"]) == ("broken", [])
     assert bad["reason"] == "importing infer_bad raised RuntimeError: no luck"

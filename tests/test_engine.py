@@ -25,6 +25,8 @@ SHAPES = [
     pytest.param({"window": 200, "ring": True}, id="ring-longer-than-request"),
     pytest.param({"qk_norm": "head", "biases": True}, id="qk-norm-and-biases"),
     pytest.param({"sandwich": True, "tied": False}, id="sandwich-untied"),
+    pytest.param({"placement": "post", "qk_norm": "projection"}, id="post-norm-projection-norm"),
+    pytest.param({"residual_scale": 0.3, "logits_scale": 0.2}, id="multipliers"),
     pytest.param({"gated": False, "biases": True}, id="ungated-mlp"),
 ]
 
@@ -52,8 +54,8 @@ def test_prefill_in_pieces_equals_prefill_at_once(spec, prefill_chunk):
 @pytest.mark.parametrize("prefill_chunk", [7, 32])
 def test_padding_of_a_captured_prompt_size_changes_nothing(spec, prefill_chunk, monkeypatch):
     class PaddedSession(Session):
-        def _prefill_last(self, num_rows):
-            super()._prefill_last(num_rows + 13)
+        def _prefill_last(self, num_rows, *, is_fresh):
+            super()._prefill_last(num_rows + 13, is_fresh=is_fresh)
 
     exact = generate(toy_engine(**spec))
     monkeypatch.setattr("infer_core.engine.Session", PaddedSession)

@@ -40,7 +40,7 @@ def profile(name: str, num_tokens: int, engine: Engine) -> None:
         result = engine.generate(prompt, max_new_tokens=1, ignore_eos=True)
         ttft.append(1e3 * (time.perf_counter() - began))
     session = engine._session(num_tokens + 1)
-    graph = next(g for key, g in session._graphs.items() if key[1] != 0)
+    graph = next(graph for key, (graph, _) in session._graphs.items() if key.rows)
     replay = median_ms(graph.replay)
     session.prefill(prompt, SamplingParams(), 1)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:

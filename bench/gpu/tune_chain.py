@@ -17,32 +17,72 @@ from statistics import median
 import torch
 
 import chain_model
-from infer_core.chain_tiles import default_tiles
-from infer_core.kernels.chain_types import Tile
+from infer_core.chain_tiles import AttentionTile, default_tiles
+from infer_core.kernels.chain_types import StagedTile, Tile
 
 BUCKET = 2048
 BANDWIDTH = 4.404e12
 
 
-def variants(spec, num_sms: int) -> dict[str, list[Tile]]:
-    small = spec.shape.hidden_size < 2048
-    many = [Tile(r, w, p) for r, w, p in [
-        (2, 4, 4), (4, 4, 2), (4, 4, 4), (4, 4, 6), (8, 4, 2), (8, 4, 4), (4, 8, 2), (8, 8, 1),
-        (8, 8, 2), (4, 2, 8), (8, 2, 4), (1, 1, 16), (2, 1, 16), (4, 1, 8),
-    ]]  # fmt: skip
-    gate = [Tile(r, w, p) for r, w, p in [
-        (2, 4, 4), (4, 4, 2), (4, 4, 4), (4, 4, 3), (4, 8, 2), (2, 8, 4), (4, 8, 1), (8, 8, 1),
-        (2, 2, 8), (4, 2, 4), (1, 1, 16), (1, 2, 8), (2, 1, 8),
-    ]]  # fmt: skip
-    down = [Tile(r, w, p) for r, w, p in [
-        (1, 4, 4), (1, 4, 2), (1, 8, 2), (2, 8, 1), (2, 8, 2), (1, 8, 4), (2, 4, 2), (4, 16, 1),
-        (2, 16, 1), (4, 8, 1), (1, 16, 1), (1, 2, 8),
-    ]]  # fmt: skip
-    head = [Tile(r, w, p) for r, w, p in [
-        (8, 8, 2), (8, 4, 4), (4, 4, 4), (16, 8, 1), (8, 4, 2), (4, 8, 2), (4, 2, 8),
-    ]]  # fmt: skip
-    del small
-    return {"gate_up": gate, "mlp_out": down, "qkv": many, "attn_out": many, "lm_head": head}
+def staged(*tiles):
+    return [StagedTile(*t) for t in tiles]
+
+
+def plain(*tiles):
+    return [Tile(*t) for t in tiles]
+
+
+def variants(spec, num_sms: int) -> dict[str, list]:
+    """Staged: (slices, chunk, warps, stages, per_sm, ahead); plain: (rows, warps, per_sm)."""
+    if spec.shape.hidden_size == 2048:
+        kinds = {
+            "gate_up": plain((2, 8, 4), (2, 4, 4)) + staged(
+                (4, 64, 8, 9, 1, 1), (4, 64, 8, 9, 1, 2), (4, 64, 8, 9, 1, 3), (4, 64, 8, 12, 1, 2),
+                (4, 64, 4, 10, 2, 1), (4, 64, 4, 10, 2, 2), (4, 64, 4, 10, 2, 3),
+                (4, 64, 4, 10, 2, 9), (4, 64, 4, 8, 2, 2), (4, 128, 4, 5, 2, 1), (4, 64, 8, 7, 1, 2)),
+            "mlp_out": plain((2, 8, 2), (1, 8, 4)) + staged(
+                (8, 64, 8, 9, 1, 2), (8, 64, 8, 9, 1, 3), (8, 64, 8, 7, 1, 2), (8, 64, 4, 8, 2, 2),
+                (8, 64, 4, 8, 2, 4), (8, 64, 4, 5, 2, 2), (4, 64, 4, 12, 1, 3)),
+            "qkv": plain((2, 4, 4), (4, 4, 4), (4, 4, 2), (2, 4, 2)) + staged(
+                (4, 64, 4, 6, 2, 2), (4, 64, 4, 8, 2, 4), (8, 64, 4, 3, 3, 2)),
+        }  # fmt: skip
+    else:
+        kinds = {
+            "gate_up": plain((4, 4, 4), (4, 4, 2)) + staged(
+                (1, 64, 8, 9, 1, 1), (1, 64, 8, 9, 1, 2), (1, 64, 8, 9, 1, 3), (2, 64, 8, 9, 1, 2),
+                (2, 64, 8, 9, 1, 3), (2, 64, 8, 11, 1, 2), (2, 64, 4, 10, 2, 2),
+                (2, 64, 4, 10, 2, 4), (2, 64, 4, 8, 2, 2), (2, 64, 8, 7, 1, 2)),
+            "mlp_out": plain((1, 4, 4), (2, 8, 2), (1, 8, 2)) + staged(
+                (4, 64, 4, 14, 1, 2), (4, 64, 4, 14, 1, 4), (8, 32, 8, 14, 1, 3),
+                (4, 64, 4, 8, 1, 2), (8, 32, 8, 10, 1, 4), (4, 64, 4, 10, 1, 9)),
+            "qkv": plain((8, 4, 2), (4, 4, 4), (4, 4, 2)) + staged(
+                (2, 64, 4, 6, 1, 2), (2, 64, 4, 6, 1, 5)),
+        }  # fmt: skip
+    kinds["attn_out"] = plain((4, 8, 2), (4, 8, 1), (8, 8, 1), (8, 8, 2), (4, 16, 1), (2, 8, 2))
+    kinds["attention"] = [AttentionTile(*t) for t in (
+        (8192, 4), (4096, 4), (8192, 8), (16384, 8), (4096, 2))]
+    kinds["lm_head"] = plain((4, 2, 8), (8, 4, 4))
+    return kinds
+
+
+def descend(time_tiles, tiles, kinds, order, until):
+    """Coordinate descent over the tiles of each kind."""
+    best, seen = time_tiles(tiles), {}
+    for kind in order:
+        rows = []
+        for tile in kinds[kind]:
+            trial = replace(tiles, **{kind: tile})
+            if trial not in seen:
+                if time.time() > until:
+                    break
+                seen[trial] = time_tiles(trial)
+            rows.append((seen[trial], tile))
+        rows.sort(key=lambda row: row[0])
+        print(f"  {kind:9}", " ".join(
+            f"{'/'.join(map(str, list(asdict(t).values())[:6]))}:{us:.0f}" for us, t in rows), flush=True)
+        if rows and rows[0][0] < best:
+            best, tiles = rows[0][0], replace(tiles, **{kind: rows[0][1]})
+    return best, tiles
 
 
 def compile_one(job) -> None:
@@ -69,10 +109,14 @@ def compile_one(job) -> None:
         chain.begin(0, 0)
         chain.step(greedy=True)
         return
-    launches = {"qkv": 0, "attn_out": 2, "gate_up": 3, "mlp_out": 4, "lm_head": -1}
+    launches = {"qkv": 0, "attention": 1, "attn_out": 2, "gate_up": 3, "mlp_out": 4, "lm_head": -1}
     chain._launches[launches[kind]]()
-    if kind in ("qkv",) and len(chain._launches) > 5:
+    if kind == "qkv":  # the first layer has no norm of a previous block
         chain._launches[5]()
+    if kind == "attention":  # the other side of the merge
+        chain._launches[2]()
+    if kind in ("attention", "attn_out") and spec.attention[0].window is not None:
+        chain._launches[26](), chain._launches[27]()  # a layer of another cache size
 
 
 def capture(chain):
@@ -143,6 +187,11 @@ def main() -> None:
         chain = build(pdl=True)
         graph = capture(chain)
         first = time.time()
+        for tile in variants(spec, sms)["lm_head"]:
+            trial = build(pdl=True, tiles=replace(chain._tiles, lm_head=tile))
+            trial._launches = trial._launches[-1:] * 8
+            us = time_us(trial, capture(trial), 64, repeats=3) / 8
+            print(f"  lm_head alone {tile.rows}/{tile.warps}/{tile.per_sm}: {params['embed'].nbytes / us / 1e6:.3f} TB/s")
         chain.begin(5, 64)
         truth = chain_model.reference_step(spec, params, kv, 5, 64, torch.float32)
         eager = chain_model.reference_step(spec, params, kv, 5, 64, torch.bfloat16).float()
@@ -157,33 +206,58 @@ def main() -> None:
         plain_graph = capture(plain)
         same = [torch.equal(a, b) for a, b in zip(roll(chain, graph, 1000, kv), roll(plain, plain_graph, 1000, kv))]
         record["pdl_equal"] = all(same)
-        record["default"] = {p: time_us(chain, graph, p) for p in (64, 512, 1024, 2000)}
+        record["default"] = {p: round(time_us(chain, graph, p), 1) for p in (64, 512, 1024, 2000)}
         record["no_pdl"] = time_us(plain, plain_graph, 64)
         record["floor"] = chain_model.floor_us(spec, params, 64, BANDWIDTH)
         print(spec.name, json.dumps(record), flush=True)
         best_tiles = chain._tiles
         if budget:
-            best = record["default"][64]
-            log = record["sweep"] = []
-            for kind, tiles in variants(spec, sms).items():
-                for tile in tiles:
-                    if time.time() - first > budget:
-                        break
-                    try:
-                        trial = build(pdl=True, tiles=replace(best_tiles, **{kind: tile}))
-                        us = time_us(trial, capture(trial), 64, repeats=3)
-                    except Exception as error:
-                        print(kind, tile, repr(error)[:100])
-                        continue
-                    log.append((kind, tile.rows, tile.warps, tile.per_sm, us))
-                    if us < best:
-                        best, best_tiles = us, replace(best_tiles, **{kind: tile})
-                rows = sorted((us, f"{r}/{w}/{p}") for k, r, w, p, us in log if k == kind)
-                print(f"  {kind:9}", " ".join(f"{t}:{us:.0f}" for us, t in rows), flush=True)
+            def time_tiles(tiles):
+                try:
+                    trial = build(pdl=True, tiles=tiles)
+                    graph = capture(trial)
+                    return (time_us(trial, graph, 64, repeats=3) + time_us(trial, graph, 1000, repeats=3)) / 2
+                except Exception as error:
+                    print(tiles, repr(error)[:300])
+                    return 1e9
+
+            kinds = variants(spec, sms)
+            order = ["attention", "attn_out", "qkv", "gate_up", "mlp_out"]
+            starts = {
+                "plain": best_tiles,
+                "staged": replace(
+                    best_tiles, gate_up=kinds["gate_up"][3], qkv=kinds["qkv"][2],
+                    attn_out=kinds["attn_out"][1],
+                ),
+            }
+            found = []
+            for name, tiles in starts.items():
+                print(" ", name, "start", round(time_tiles(tiles), 1))
+                found.append(descend(time_tiles, tiles, kinds, order + order, time.time() + budget / 2))
+            record["found"] = [(us, asdict(tiles)) for us, tiles in found]
+            best_tiles = min(found, key=lambda row: row[0])[1]
             chain = build(pdl=True, tiles=best_tiles)
             graph = capture(chain)
-            record["best"] = {p: time_us(chain, graph, p) for p in (64, 512, 1024, 2000)}
+            record["best"] = {p: round(time_us(chain, graph, p), 1) for p in (64, 512, 1024, 2000)}
             record["best_tiles"] = asdict(best_tiles)
+            for bucket, position in ((512, 384), (1152, 576), (2048, 1536)):
+                kv_b = chain_model.caches(spec, bucket, "cuda")
+                for name, tiles in (("default", None), ("best", best_tiles)):
+                    trial = chain_model.build(spec, bucket, device="cuda", pdl=True, params=params, kv=kv_b, tiles=tiles)
+                    record[f"{name}_{bucket}_{position}"] = round(time_us(trial, capture(trial), position), 1)
+                del kv_b, trial
+            print("  cases", {k: v for k, v in record.items() if k.count("_") == 2})
+            torch.manual_seed(0)
+            for k, v in kv:
+                k.normal_(), v.normal_()
+            truth = chain_model.reference_step(spec, params, kv, 5, 64, torch.float32)
+            chain.begin(5, 64)
+            graph.replay()
+            torch.cuda.synchronize()
+            record["best_error"] = float((chain.logits.float() - truth).abs().max() / truth.abs().max())
+            runs = [roll(chain, graph, 1000, kv) for _ in range(2)]
+            record["repeatable"] = all(torch.equal(a, b) for a, b in zip(*runs))
+            print("  error", record["best_error"], "repeatable", record["repeatable"])
             print("  best", record["best"], {k: tuple(v.values()) for k, v in record["best_tiles"].items()})
         # what a step loses without one kind of kernel
         launches = list(chain._launches)

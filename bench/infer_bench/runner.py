@@ -110,6 +110,7 @@ def _describe_engine(engine: EngineUnderTest, model: "ResolvedModel", plan: Plan
         tiny=_is_tiny(model, plan),
         dtype=_dtype(engine),
         kernels=engine.kernels,
+        unfused=engine.unfused,
         weights=engine.weights_kind,
         weight_bytes=engine.weight_bytes,
         load_s=engine.load_s,

@@ -94,7 +94,7 @@ def heading(report: Report) -> list[str]:
             weights = "random weights" if model.loaded.weights == "dummy" else "checkpoint"
             lines.append(
                 f"{model.label}: {model.name}, {weights}, {model.loaded.dtype}, "
-                f"{model.loaded.kernels} kernels"
+                f"{model.loaded.kernels} kernels{', unfused' if model.loaded.unfused else ''}"
             )
     settings = report.settings
     lines.append(

@@ -197,6 +197,8 @@ def _chain_attention_kernel(
     k_ptr = k_cache_ptr + cache_offset
     v_ptr = v_cache_ptr + cache_offset
     stop = tl.minimum(tl.minimum(split * SPLIT + SPLIT, capacity), position)
+    if split > 0 and split * SPLIT >= stop:
+        return  # nothing to do, and the other splits wait for the predecessor
     slots = split * SPLIT + tl.arange(0, BLOCK_N)
     keys, values, seen = _load_past(
         k_ptr, v_ptr, slots, stop, position, capacity, WINDOW, HEAD_DIM, BLOCK_D
@@ -207,53 +209,52 @@ def _chain_attention_kernel(
 
     if PDL:
         gdc_wait()  # above: only what no kernel of this step has written
-    if split == 0 or split * SPLIT < stop:
-        group = tl.arange(0, BLOCK_G)
-        heads = kv_head * GROUP + group
-        is_head = (group < GROUP)[:, None]
-        dims = tl.arange(0, BLOCK_D)
-        q = _norm_rope(
-            qkv_ptr + heads[:, None] * HEAD_DIM, is_head, q_norm_ptr, cos_ptr, sin_ptr,
+    group = tl.arange(0, BLOCK_G)
+    heads = kv_head * GROUP + group
+    is_head = (group < GROUP)[:, None]
+    dims = tl.arange(0, BLOCK_D)
+    q = _norm_rope(
+        qkv_ptr + heads[:, None] * HEAD_DIM, is_head, q_norm_ptr, cos_ptr, sin_ptr,
+        HEAD_DIM, BLOCK_D, ROTARY, HAS_NORM, EPS, WEIGHT_OFFSET, WEIGHT_IN_FP32,
+    )  # fmt: skip
+    best = tl.full((BLOCK_G,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_G,), tl.float32)
+    acc = tl.zeros((BLOCK_G, BLOCK_D), tl.float32)
+    if split == 0:
+        one = tl.arange(0, 1)[:, None]
+        key = _norm_rope(
+            qkv_ptr + (NUM_HEADS + kv_head) * HEAD_DIM + one, one == 0, k_norm_ptr, cos_ptr, sin_ptr,
             HEAD_DIM, BLOCK_D, ROTARY, HAS_NORM, EPS, WEIGHT_OFFSET, WEIGHT_IN_FP32,
         )  # fmt: skip
-        best = tl.full((BLOCK_G,), float("-inf"), tl.float32)
-        total = tl.zeros((BLOCK_G,), tl.float32)
-        acc = tl.zeros((BLOCK_G, BLOCK_D), tl.float32)
-        if split == 0:
-            one = tl.arange(0, 1)[:, None]
-            key = _norm_rope(
-                qkv_ptr + (NUM_HEADS + kv_head) * HEAD_DIM + one, one == 0, k_norm_ptr, cos_ptr, sin_ptr,
-                HEAD_DIM, BLOCK_D, ROTARY, HAS_NORM, EPS, WEIGHT_OFFSET, WEIGHT_IN_FP32,
-            )  # fmt: skip
-            value = tl.load(
-                qkv_ptr + (NUM_HEADS + NUM_KV_HEADS + kv_head) * HEAD_DIM + dims,
-                mask=dims < HEAD_DIM,
-                other=0.0,
-            )[None, :]
-            best = tl.sum(q.to(tl.float32) * key.to(tl.float32), axis=1) * SCALE
-            if SOFTCAP is not None:
-                best = soft_cap(best, SOFTCAP)
-            total += 1.0
-            acc += value.to(tl.float32)
-            slot_offset = (position % capacity) * HEAD_DIM + dims[None, :]
-            tl.store(k_ptr + slot_offset, key, mask=dims[None, :] < HEAD_DIM)
-            tl.store(v_ptr + slot_offset, value, mask=dims[None, :] < HEAD_DIM)
+        value = tl.load(
+            qkv_ptr + (NUM_HEADS + NUM_KV_HEADS + kv_head) * HEAD_DIM + dims,
+            mask=dims < HEAD_DIM,
+            other=0.0,
+        )[None, :]
+        best = tl.sum(q.to(tl.float32) * key.to(tl.float32), axis=1) * SCALE
+        if SOFTCAP is not None:
+            best = soft_cap(best, SOFTCAP)
+        total += 1.0
+        acc += value.to(tl.float32)
+        slot_offset = (position % capacity) * HEAD_DIM + dims[None, :]
+        tl.store(k_ptr + slot_offset, key, mask=dims[None, :] < HEAD_DIM)
+        tl.store(v_ptr + slot_offset, value, mask=dims[None, :] < HEAD_DIM)
+    best, total, acc = _attend(q, keys, values, seen, best, total, acc, SCALE, SOFTCAP)
+    for first in range(split * SPLIT + BLOCK_N, stop, BLOCK_N):
+        keys, values, seen = _load_past(
+            k_ptr, v_ptr, first + tl.arange(0, BLOCK_N), stop, position, capacity,
+            WINDOW, HEAD_DIM, BLOCK_D,
+        )  # fmt: skip
         best, total, acc = _attend(q, keys, values, seen, best, total, acc, SCALE, SOFTCAP)
-        for first in range(split * SPLIT + BLOCK_N, stop, BLOCK_N):
-            keys, values, seen = _load_past(
-                k_ptr, v_ptr, first + tl.arange(0, BLOCK_N), stop, position, capacity,
-                WINDOW, HEAD_DIM, BLOCK_D,
-            )  # fmt: skip
-            best, total, acc = _attend(q, keys, values, seen, best, total, acc, SCALE, SOFTCAP)
-        # a split may hold only tokens older than the window: total is 0, its lse -inf
-        out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-        out_offset = split * NUM_HEADS * HEAD_DIM + heads[:, None] * HEAD_DIM + dims[None, :]
-        tl.store(
-            partial_ptr + out_offset,
-            out.to(partial_ptr.dtype.element_ty),
-            mask=is_head & (dims[None, :] < HEAD_DIM),
-        )
-        tl.store(lse_ptr + split * NUM_HEADS + heads, best + tl.log(total), mask=group < GROUP)
+    # a split may hold only tokens older than the window: total is 0, its lse -inf
+    out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    out_offset = split * NUM_HEADS * HEAD_DIM + heads[:, None] * HEAD_DIM + dims[None, :]
+    tl.store(
+        partial_ptr + out_offset,
+        out.to(partial_ptr.dtype.element_ty),
+        mask=is_head & (dims[None, :] < HEAD_DIM),
+    )
+    tl.store(lse_ptr + split * NUM_HEADS + heads, best + tl.log(total), mask=group < GROUP)
 
 
 def chain_attention(

@@ -129,6 +129,9 @@ def _linear_residual_kernel(
     if PDL:
         gdc_wait()  # above: only what no kernel of this step has written
     dtype = y_ptr.dtype.element_ty
+    # before the long way to x, so that it is there when the products are
+    if HAS_RESIDUAL:
+        residual = tl.load(residual_ptr + rows, mask=rows < num_rows, other=0.0)
     if SPLIT > 0:
         x_main = _merge_part(
             x_ptr, lse_ptr, num_used, 0, MAIN, WIDTH, HEAD_DIM, VECTOR, SPLITS_AT_ONCE
@@ -151,14 +154,13 @@ def _linear_residual_kernel(
         next_main, next_rest = load_rows(weight_ptr, next_rows, num_rows, WIDTH, MAIN, REST)
 
         inside = rows < num_rows
-        if HAS_RESIDUAL:
-            residual = tl.load(residual_ptr + rows, mask=inside, other=0.0)
         acc = dot_rows(main, rest, x_main, x_rest, REST)
         if HAS_BIAS:
             acc += tl.load(bias_ptr + rows, mask=inside, other=0.0).to(tl.float32)
         y = acc.to(dtype)
         if HAS_RESIDUAL:
             y = (residual.to(tl.float32) + y.to(tl.float32)).to(dtype)
+            residual = tl.load(residual_ptr + next_rows, mask=next_rows < num_rows, other=0.0)
         tl.store(y_ptr + rows, y, mask=inside)
 
         rows = next_rows
@@ -229,8 +231,8 @@ def linear_residual(
         ROWS=tile.rows,
         HEAD_DIM=head_dim,
         SPLIT=0 if lse is None else split,
-        VECTOR=math.gcd(head_dim, 8),
-        SPLITS_AT_ONCE=1 if lse is None else min(8, triton.next_power_of_2(lse.shape[0])),
+        VECTOR=math.gcd(head_dim, min(8, max(1, main // (32 * tile.warps)))),
+        SPLITS_AT_ONCE=1 if lse is None else min(4, triton.next_power_of_2(lse.shape[0])),
         HAS_RESIDUAL=residual is not None,
         HAS_BIAS=bias is not None,
         PDL=pdl,

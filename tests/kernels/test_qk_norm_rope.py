@@ -91,25 +91,29 @@ def test_halves_of_a_head_rotate_into_each_other(device):
 
 
 @pytest.mark.parametrize(
-    ("num_tokens", "start", "capacity"),
+    ("num_tokens", "start", "capacity", "padding"),
     [
-        pytest.param(1, 13, 8, id="decode-in-a-ring"),
-        pytest.param(5, 6, 8, id="chunk-wraps"),
-        pytest.param(19, 3, 8, id="chunk-longer-than-the-ring"),
-        pytest.param(5, 0, 16, id="full-cache-not-full-yet"),
+        pytest.param(1, 13, 8, None, id="decode-in-a-ring"),
+        pytest.param(5, 6, 8, None, id="chunk-wraps"),
+        pytest.param(19, 3, 8, None, id="chunk-longer-than-the-ring"),
+        pytest.param(5, 0, 16, None, id="full-cache-not-full-yet"),
+        pytest.param(19, 3, 8, 6, id="padding-after-a-chunk-longer-than-the-ring"),
+        pytest.param(4, 0, 16, 9, id="padding-in-a-full-cache"),
+        pytest.param(4, 2, 16, 0, id="a-count-without-padding"),
     ],
 )
 def test_the_cache_holds_the_rotated_keys_and_the_values_of_the_last_tokens(
-    num_tokens, start, capacity, device
+    num_tokens, start, capacity, padding, device
 ):
     head_dim = 12
     cos, sin = tables(4, device)  # 8 of 12 elements rotate
-    qkv = torch.randn(num_tokens, 5 * head_dim, device=device)
+    qkv = torch.randn(num_tokens + (padding or 0), 5 * head_dim, device=device)
     k_cache, v_cache = torch.full((2, 1, capacity, head_dim), 7.0, device=device)
+    count = None if padding is None else position(num_tokens, device)
 
     qk_norm_rope(
         qkv, cos, sin, position(start, device), **HEADS, head_dim=head_dim,
-        k_cache=k_cache, v_cache=v_cache,
+        k_cache=k_cache, v_cache=v_cache, count=count,
     )  # fmt: skip
 
     k, v = qkv[:, 3 * head_dim :].split(head_dim, dim=1)
