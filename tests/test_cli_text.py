@@ -54,12 +54,12 @@ def infer(monkeypatch, capsys):
 class Terminal:
     """A command in a pseudo-terminal: what it shows, and keys to send."""
 
-    def __init__(self, *arguments, **environ):
+    def __init__(self, *arguments, stdout=None, **environ):
         self._main, child = pty.openpty()
         self._process = subprocess.Popen(
             [*INFER, *arguments],
             stdin=child,
-            stdout=child,
+            stdout=child if stdout is None else stdout,
             stderr=child,
             start_new_session=True,
             preexec_fn=lambda: _own_terminal(0),
@@ -285,6 +285,19 @@ def test_in_a_terminal_notes_are_dimmed_and_ctrl_d_leaves(folder):
         terminal.wait_for("> ")
         terminal.send("\x04")
         assert terminal.exit_code() == 0
+
+
+def test_in_a_terminal_with_redirected_output_only_answers_are_in_the_file(folder, tmp_path, llm):
+    path = tmp_path / "answers"
+    options = ["--max-tokens", "5", "--device", "cpu"]
+    with path.open("wb") as file, Terminal("chat", folder, *options, stdout=file) as terminal:
+        terminal.wait_for("> ")
+        terminal.send("Pack my box\n")
+        terminal.wait_for("TTFT")
+        terminal.send("\x04")
+        assert terminal.exit_code() == 0
+    answer = llm.chat([{"role": "user", "content": "Pack my box"}], SamplingParams(max_tokens=5))
+    assert path.read_text() == answer.text + "\n"
 
 
 def test_inspect_agrees_with_the_loaded_model(infer, folder, llm):
