@@ -1,10 +1,7 @@
 """Every check a plugin has to pass, as a class its test module derives from."""
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,17 +10,21 @@ import pytest
 
 from infer_core.errors import ConfigError, InferError
 from infer_core.sampling_params import SamplingParams
+from infer_core.testing.comparisons import (
+    LOGIT_TOLERANCE,
+    fail_parity,
+    import_alone,
+    relative_error,
+    same_tokens,
+)
 from infer_core.testing.dialects import in_new_dialect, in_old_dialect
 from infer_core.testing.hints import HOOK_OF, fail, looking_at
 
 if TYPE_CHECKING:
-    import torch
-
     from infer_core.plugins import PluginRegistry
-    from infer_core.specs import ModelSpec, ReferenceModel
+    from infer_core.specs import ReferenceModel
     from infer_core.testing.case import ContractCase
 
-LOGIT_TOLERANCE = 1e-4  # of the largest logit, fp32 against fp32
 IMPORT_LIMIT_S = 0.2
 UNKNOWN_FIELD = "field_that_no_plugin_knows"
 
@@ -59,7 +60,7 @@ class PluginContract:
     def test_the_entry_module_is_light(self) -> None:
         # the least of three: what a busy machine adds is not the plugin's
         for _ in range(3):
-            seconds, heavy = _import_alone(self.plugin.__name__)
+            seconds, heavy = import_alone(self.plugin.__name__)
             if heavy or seconds < IMPORT_LIMIT_S:
                 break
         if heavy:
@@ -104,7 +105,7 @@ class PluginContract:
         truth = oracle_logits(contract_case.oracle, prompt)
         errors = ((logits - truth).abs().amax(dim=1) / truth.abs().max()).tolist()
         if not max(errors) <= LOGIT_TOLERANCE:
-            _fail_parity(errors, contract_case.spec)
+            fail_parity(errors, contract_case.spec)
 
     def test_greedy_tokens_equal_transformers_in_fp32(self, contract_case: "ContractCase") -> None:
         from infer_core.testing.oracle import oracle_greedy
@@ -113,11 +114,11 @@ class PluginContract:
         expected = oracle_greedy(
             contract_case.oracle, contract_case.prompt, new_tokens=len(contract_case.tokens)
         )
-        _same(contract_case.tokens, expected, "transformers", "infer_attention_layout (rope)")
+        same_tokens(contract_case.tokens, expected, "transformers", "infer_attention_layout (rope)")
 
     def test_cached_equals_uncached(self, contract_case: "ContractCase") -> None:
         uncached = contract_case.greedy(contract_case.engine(kv_cache=False))
-        _same(
+        same_tokens(
             contract_case.tokens,
             uncached,
             "decoding that recomputes the prefix",
@@ -127,7 +128,7 @@ class PluginContract:
 
     def test_a_ring_equals_a_mask(self, contract_case: "ContractCase") -> None:
         masked = contract_case.greedy(contract_case.engine(spec=contract_case.masked_spec()))
-        _same(
+        same_tokens(
             contract_case.tokens,
             masked,
             "keeping every token under the window's mask",
@@ -136,7 +137,7 @@ class PluginContract:
 
     def test_prefill_in_pieces_equals_prefill_at_once(self, contract_case: "ContractCase") -> None:
         pieces = contract_case.greedy(contract_case.engine(prefill_chunk=7))
-        _same(
+        same_tokens(
             contract_case.tokens,
             pieces,
             "prefill in pieces of 7 tokens",
@@ -146,7 +147,9 @@ class PluginContract:
 
     def test_two_runs_give_the_same_tokens(self, contract_case: "ContractCase") -> None:
         engine = contract_case.engine()
-        _same(contract_case.tokens, contract_case.greedy(engine), "a second run", "the decoder")
+        same_tokens(
+            contract_case.tokens, contract_case.greedy(engine), "a second run", "the decoder"
+        )
         sampled = SamplingParams(temperature=0.9, top_k=20, seed=3)
         first, second = (
             engine.generate(
@@ -154,7 +157,7 @@ class PluginContract:
             ).tokens
             for _ in range(2)
         )
-        _same(first, second, "a second sampled run with the same seed", "the decoder")
+        same_tokens(first, second, "a second sampled run with the same seed", "the decoder")
 
     def test_both_config_dialects_say_the_same(self, contract_case: "ContractCase") -> None:
         config = contract_case.config
@@ -215,8 +218,8 @@ class PluginContract:
             half = len(ids) // 2
             prefilled = every_logit(contract_case.spec, ours, ids[:half])
             decoded = engine.score(ids, prompt_len=half).cpu()
-            mine.append(_error(torch.cat([prefilled[:-1], decoded]), expected))
-            theirs.append(_error(oracle_logits(rounded, ids), expected))
+            mine.append(relative_error(torch.cat([prefilled[:-1], decoded]), expected))
+            theirs.append(relative_error(oracle_logits(rounded, ids), expected))
         # on one tiny prompt the smaller error is a matter of luck: over all of them the excess
         # must be more than the prompts' own spread explains
         excess = [ours - other for ours, other in zip(mine, theirs, strict=True)]
@@ -245,7 +248,7 @@ class PluginContract:
                 contract_case.greedy(Engine(contract_case.spec, ours, cuda_graph=captured))
                 for captured in (True, False)
             )
-        _same(graph, eager, "steps without a captured graph", "infer_block_layout (decoder)")
+        same_tokens(graph, eager, "steps without a captured graph", "infer_block_layout (decoder)")
 
     @classmethod
     def check_names(cls) -> list[str]:
@@ -309,72 +312,3 @@ def _prompts(case: "ContractCase", *, count: int) -> list[list[int]]:
     """The prompt, and others of its length that start elsewhere in it."""
     step = max(1, len(case.prompt) // count)
     return [case.prompt[n * step :] + case.prompt[: n * step] for n in range(count)]
-
-
-def _error(logits: "torch.Tensor", truth: "torch.Tensor") -> float:
-    """Relative L2 error over all rows."""
-    return float((logits.double() - truth.double()).norm() / truth.double().norm())
-
-
-def _same(got: list[int], expected: list[int], other: str, *hooks: str) -> None:
-    if got == expected:
-        return
-    pairs = zip(got, expected, strict=True)
-    step = next(number for number, (mine, theirs) in enumerate(pairs) if mine != theirs)
-    fail(
-        f"tokens differ from {other} at new token {step}: {got[step]} instead of {expected[step]}",
-        *hooks,
-    )
-
-
-def _fail_parity(errors: list[float], spec: "ModelSpec") -> None:
-    """Say where logits first go wrong, and which hooks have a say there."""
-    first = next(row for row, error in enumerate(errors) if not error <= LOGIT_TOLERANCE)
-    message = (
-        f"logits differ from transformers by {max(errors):.2e} of the largest (allowed "
-        f"{LOGIT_TOLERANCE:.0e}), first at position {first}"
-    )
-    windows = {layer.window for layer in spec.attention if layer.window is not None}
-    if first == 0:
-        # over one token attention gives back its value, whatever RoPE, scale, q/k norm or window
-        fail(
-            message,
-            "infer_norm_flavour",
-            "infer_block_layout",
-            "infer_weight_map (part)",
-            "infer_attention_layout (biases)",
-        )
-    elif first in windows:
-        fail(
-            message + ", which is a window's length",
-            "infer_attention_layout (window of each layer)",
-            "infer_kv_cache_policy",
-        )
-    else:
-        fail(
-            message,
-            "infer_attention_layout (rope, softmax_scale, qk_norm, window, logit_softcap)",
-            "infer_norm_flavour (q/k norm)",
-        )
-
-
-def _import_alone(module: str) -> tuple[float, list[str]]:
-    """Import a module in a fresh interpreter: its own seconds, and the heavy modules it loads."""
-    code = (
-        "import sys, time, json, importlib, infer_core, infer_core.hookspecs\n"
-        "began = time.perf_counter()\n"
-        f"importlib.import_module({module!r})\n"
-        "seconds = time.perf_counter() - began\n"
-        "print(json.dumps([seconds, sorted({'torch', 'triton'} & sys.modules.keys())]))"
-    )
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
-    if done.returncode:
-        fail(f"importing {module} alone fails:\n{done.stderr.strip()}", "the entry module")
-    seconds, heavy = json.loads(done.stdout.splitlines()[-1])
-    return seconds, heavy
