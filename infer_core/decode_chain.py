@@ -24,6 +24,7 @@ from infer_core.kernels.lm_head import lm_head
 from infer_core.kernels.norm_linear import norm_linear
 from infer_core.kernels.pick_embed import pick_embed
 from infer_core.specs import ModelSpec
+from infer_core.tuner import load_tiles, tiles_key
 
 
 class DecodeChain:
@@ -55,7 +56,7 @@ class DecodeChain:
 
         `rope_tables`: (cos, sin) of every layer, float32 [context, rotary_dim / 2]. `kv_cache`:
         (k, v) of every layer, [num_kv_heads, capacity, head_dim]. `max_context` bounds the
-        positions of this chain and with them the attention splits. `sequence`, `position`: state
+        positions of this chain and with them the attention parts. `sequence`, `position`: state
         shared with the caller. `pdl=None`: where the GPU has it (compute capability 9.0 and later).
 
         Raises:
@@ -76,7 +77,7 @@ class DecodeChain:
         device, dtype = embed.device, embed.dtype
         self.pdl = has_pdl(device) if pdl is None else pdl
         self._sms = num_multiprocessors(device)
-        self._tiles = tiles or default_tiles(spec, self._sms)
+        self._tiles = tiles or self._kept_tiles(spec, embed) or default_tiles(spec, self._sms)
         self._spec = spec
         self._norm = Norm(spec.norm.eps, spec.norm.weight_offset, spec.norm.weight_in_fp32)
         self._embed = embed
@@ -98,6 +99,14 @@ class DecodeChain:
             torch.zeros(programs, dtype=torch.int32, device=device),
         )
         self._launches = self._plan(parameters, rope_tables, kv_cache, max_context)
+
+    @staticmethod
+    def _kept_tiles(spec: ModelSpec, embed: Tensor) -> ChainTiles | None:
+        """Tiles that were tuned on this GPU, if any."""
+        if embed.device.type != "cuda":
+            return None
+        gpu = torch.cuda.get_device_name(embed.device)
+        return load_tiles(tiles_key(spec, embed.dtype, gpu))
 
     def begin(self, token: int, position: int) -> None:
         """Set the token that the next step reads, and its position."""

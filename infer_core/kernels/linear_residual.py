@@ -11,6 +11,8 @@ Dtypes  all of one dtype, lse float32; sums are float32, y is rounded once, at t
 Bound   memory: moves weight.nbytes (and the parts, from L2, once a program).
 """
 
+# mypy: disable-error-code="assignment, unreachable"
+# (tuples that grow in an unrolled loop, which only Triton's compiler runs)
 import math
 
 import torch
@@ -76,16 +78,16 @@ def _merge_parts(
         partials = ()
         for step in tl.static_range(PARTS_AT_ONCE):
             mask = (chunks < WIDTH) & (chunks * 0 + first + step < num_parts)
-            lses += (  # type: ignore[assignment]
+            lses += (
                 tl.load(
                     lse_ptr + (first + step) * (WIDTH // HEAD_DIM), mask=mask, other=float("-inf")
                 ),
             )
-            partials += (  # type: ignore[assignment]
+            partials += (
                 tl.load(partial_ptr + (first + step) * WIDTH + cols, mask=mask[:, None], other=0.0),
             )
         for step in tl.static_range(PARTS_AT_ONCE):
-            new_best = tl.maximum(best, lses[step])  # type: ignore[unreachable]
+            new_best = tl.maximum(best, lses[step])
             share = tl.exp(lses[step] - new_best)
             scale = tl.exp(best - new_best)
             total = total * scale + share
