@@ -146,7 +146,8 @@ def _load_past(
     """Load the keys and values of `slots` that the new token sees, and which those are."""
     age = position % capacity - slots
     age = tl.where(age < 0, age + capacity, age)
-    seen = (slots < stop) & (age > 0) & (age <= position)
+    # part 0, the new token, asks for slots below 0: in a ring that has wrapped these have an age
+    seen = (slots >= 0) & (slots < stop) & (age > 0) & (age <= position)
     if WINDOW > 0:
         seen = seen & (age < WINDOW)
     dims = tl.arange(0, BLOCK_D)

@@ -1,7 +1,9 @@
 import pytest
 import torch
+import triton
+import triton.language as tl
 
-from infer_core.kernels.chain_attention import chain_attention, chain_attention_ref
+from infer_core.kernels.chain_attention import _load_past, chain_attention, chain_attention_ref
 from infer_core.kernels.chain_types import Norm
 from infer_core.kernels.linear_residual import merge_parts_ref
 
@@ -67,6 +69,30 @@ def test_chain_attention_is_as_accurate_as_eager_torch(
             torch.testing.assert_close(kernel_cache, eager_cache, equal_nan=True)
     columns = [torch.stack(column) for column in zip(*results, strict=True)]
     assert_as_accurate_as_eager(*columns, max(rounding))
+
+
+@triton.jit
+def _seen_kernel(k_ptr, v_ptr, seen_ptr, first, stop, position, capacity, BLOCK_N: tl.constexpr):
+    lanes = tl.arange(0, BLOCK_N)
+    _, _, seen = _load_past(k_ptr, v_ptr, first + lanes, stop, position, capacity, 0, 4, 4)
+    tl.store(seen_ptr + lanes, seen.to(tl.int32))
+
+
+@pytest.mark.parametrize("position", [0, 5, 24, 24 + 7, 1000])
+@pytest.mark.parametrize("first", [-16, 0, 16])
+def test_only_slots_of_the_cache_that_hold_a_past_token_are_read(position, first, device):
+    capacity = 24
+    cache = torch.zeros(capacity, 4, device=device)
+    seen = torch.full((16,), -1, dtype=torch.int32, device=device)
+
+    _seen_kernel[(1,)](
+        cache, cache, seen, first, min(first + 16, capacity, position), position, capacity, BLOCK_N=16
+    )  # fmt: skip
+
+    own = position % capacity  # the new token's slot: what it holds is older than the cache goes
+    for lane, slot in enumerate(range(first, first + 16)):
+        filled = 0 <= slot < min(position, capacity) and slot != own
+        assert seen[lane] == filled
 
 
 def test_chain_attention_refuses_splits_that_do_not_cover_the_cache(device):
