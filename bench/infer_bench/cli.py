@@ -1,6 +1,6 @@
 """Command line of infer-bench; importing it imports neither torch nor triton."""
 
-import sys
+import signal
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,19 +10,23 @@ from pydantic import ValidationError
 
 from infer_bench.backend import Backend
 from infer_bench.cases import SUITES, Case, named_cases
-from infer_bench.errors import UsageError
-from infer_bench.report import Settings
-from infer_bench.session import (
-    EXIT_FAILURES,
-    EXIT_INTERRUPTED,
-    EXIT_USAGE,
-    Request,
-    run_session,
+from infer_bench.cli_reports import (
+    DEFAULT_FOLDER,
+    add_report_commands,
+    check_metrics,
+    complain,
+    percent,
 )
+from infer_bench.errors import UsageError
+from infer_bench.exit_codes import EXIT_FAILURES, EXIT_INTERRUPTED, EXIT_USAGE
+from infer_bench.gate import Gate
+from infer_bench.report import Settings
+from infer_bench.session import MakeLauncher, Request, own_processes, run_session
 from infer_core import InferError, SamplingParams
 
-DEFAULT_FOLDER = Path("bench/reports")
 AD_HOC = "One ad-hoc case instead of fixed configs"
+GATE = "Baselines and the gate"
+EXTRA_WARMUPS = 3
 
 
 class Suite(StrEnum):
@@ -48,17 +52,28 @@ class Weights(StrEnum):
     dummy = "dummy"
 
 
+class Isolation(StrEnum):
+    """What has a process of its own."""
+
+    cell = "cell"
+    model = "model"
+
+
 def main() -> None:
     """Run infer-bench."""
+    # a run that is told to end keeps its finished rows, as after Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     make_app(Backend())()
 
 
-def make_app(backend: Backend) -> typer.Typer:
-    """Build the command over an engine side; tests bring their own."""
+def make_app(backend: Backend, make_launcher: MakeLauncher = own_processes) -> typer.Typer:
+    """Build the command over a machine; tests bring their own."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    add_report_commands(app)
 
-    @app.command("infer-bench")
+    @app.callback(invoke_without_command=True)
     def bench(
+        context: typer.Context,
         suite: Annotated[
             Suite | None,
             typer.Option(
@@ -74,6 +89,13 @@ def make_app(backend: Backend) -> typer.Typer:
             typer.Option(
                 help="Checkpoint folder or reference model (see `infer plugins list`); repeat "
                 "for more. Without it, the reference models of every installed plugin."
+            ),
+        ] = None,
+        engine: Annotated[
+            list[str] | None,
+            typer.Option(
+                help="infer, transformers, transformers-static, vllm or an installed one; comma-"
+                "separated or repeated for several side by side. Default: infer"
             ),
         ] = None,
         prompt_tokens: Annotated[
@@ -106,8 +128,15 @@ def make_app(backend: Backend) -> typer.Typer:
             typer.Option(help="Above 0; 1, the default, is none.", rich_help_panel=AD_HOC),
         ] = None,
         seed: Annotated[int, typer.Option(min=0, help="Fixes prompts and draws.")] = 42,
-        warmup: Annotated[int, typer.Option(min=0, help="Untimed runs before the trials.")] = 2,
-        trials: Annotated[int, typer.Option(min=1, help="Timed runs; medians are shown.")] = 3,
+        warmup: Annotated[
+            int, typer.Option(min=0, help="Untimed runs, at least; up to 3 more until stable.")
+        ] = 2,
+        trials: Annotated[
+            int, typer.Option(min=1, help="Timed runs, at least; medians are shown.")
+        ] = 3,
+        max_trials: Annotated[
+            int, typer.Option(min=1, help="Timed runs, at most, while they scatter.")
+        ] = 9,
         dtype: Annotated[
             NumberFormat | None,
             typer.Option(help="Default: the model's own; float32 for tiny models."),
@@ -128,12 +157,55 @@ def make_app(backend: Backend) -> typer.Typer:
         json: Annotated[
             bool, typer.Option("--json", help="Print the report as JSON instead of tables.")
         ] = False,
+        isolation: Annotated[
+            Isolation,
+            typer.Option(
+                help="A process for every cell, or one for all cells of a model on an engine: "
+                "faster where loading or compiling takes long."
+            ),
+        ] = Isolation.cell,
+        timeout: Annotated[
+            float, typer.Option(min=1, help="Seconds after which a cell has failed.")
+        ] = 600.0,
+        resume: Annotated[
+            bool, typer.Option("--resume", help="Go on with the last interrupted run like this.")
+        ] = False,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Show the plan and the memory it will take.")
+        ] = False,
+        save_baseline: Annotated[
+            str | None,
+            typer.Option(metavar="NAME", help="Keep the report by a name.", rich_help_panel=GATE),
+        ] = None,
+        baseline: Annotated[
+            str | None,
+            typer.Option(metavar="NAME", help="Compare with that report.", rich_help_panel=GATE),
+        ] = None,
+        max_regress: Annotated[
+            str, typer.Option(help="How much worse is too much.", rich_help_panel=GATE)
+        ] = "5%",
+        metric: Annotated[
+            list[str] | None,
+            typer.Option(
+                help="What is compared. Default: e2e_tokens_per_s and step_p50_ms",
+                rich_help_panel=GATE,
+            ),
+        ] = None,
+        force: Annotated[
+            bool,
+            typer.Option(
+                "--force", help="Compare unlike reports all the same.", rich_help_panel=GATE
+            ),
+        ] = False,
     ) -> None:
         """Measure generation speed and memory of every installed model architecture.
 
         Exit codes: 0 all rows ok; 1 some row failed or is invalid; 2 usage, or no plugin;
-        130 interrupted, finished rows are kept.
+        3 slower than the baseline; 4 baseline not comparable; 130 interrupted, finished rows
+        are kept.
         """
+        if context.invoked_subcommand is not None:
+            return
         ad_hoc = {
             "prompt_tokens": prompt_tokens,
             "max_new_tokens": max_new_tokens,
@@ -144,6 +216,8 @@ def make_app(backend: Backend) -> typer.Typer:
             "repetition_penalty": repetition_penalty,
         }
         try:
+            if resume and not save:
+                raise UsageError("--resume reads and writes a folder of reports; drop --no-save")
             if not save and output_dir is not None:
                 raise UsageError("--no-save writes no report, so --output-dir has no use; drop one")
             chosen, cases = _choose_cases(
@@ -153,23 +227,38 @@ def make_app(backend: Backend) -> typer.Typer:
                 suite=chosen,
                 cases=cases,
                 models=tuple(model or ()),
+                engines=_engines(engine),
                 settings=Settings(
                     seed=seed,
                     warmup=warmup,
+                    # a run that is not to be warmed up is not
+                    max_warmup=warmup + EXTRA_WARMUPS if warmup else 0,
                     trials=trials,
+                    max_trials=max(trials, max_trials),
                     dtype=dtype.value if dtype else None,
                     weights=weights.value,
                     kv_cache=kv_cache,
+                    isolation=isolation.value,
+                    timeout_s=timeout,
                 ),
                 device=device,
                 output_dir=(output_dir or DEFAULT_FOLDER) if save else None,
                 json=json,
+                resume=resume,
+                dry_run=dry_run,
+                gate=Gate(
+                    save_as=save_baseline,
+                    against=baseline,
+                    metrics=check_metrics(metric),
+                    max_regress=percent(max_regress),
+                    force=force,
+                ),
             )
-            code = run_session(request, backend)
+            code = run_session(request, backend, make_launcher)
         except UsageError as error:
-            code = _complain(error, EXIT_USAGE)
+            code = complain(error, EXIT_USAGE)
         except InferError as error:
-            code = _complain(error, EXIT_FAILURES)
+            code = complain(error, EXIT_FAILURES)
         except KeyboardInterrupt:
             code = EXIT_INTERRUPTED
         raise typer.Exit(code)
@@ -214,6 +303,9 @@ def _ad_hoc_case(prompt_tokens: int = 256, max_new_tokens: int = 256, **sampling
     )
 
 
-def _complain(error: InferError, code: int) -> int:
-    print(f"infer-bench: error: {error}", file=sys.stderr)
-    return code
+def _engines(given: list[str] | None) -> tuple[str, ...]:
+    """Split what may be repeated, comma-separated or both."""
+    names = [part.strip() for one in given or ["infer"] for part in one.split(",")]
+    if not all(names):
+        raise UsageError(f"--engine {','.join(given or [])!r} holds an empty name")
+    return tuple(names)
