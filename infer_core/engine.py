@@ -1,7 +1,7 @@
 """Prefill once, decode many: one model on one device, one request at a time."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -13,7 +13,7 @@ from infer_core.model_source import ResolvedModel, resolve_model
 from infer_core.ops import ops_for
 from infer_core.plugins import PluginRegistry, load_registry
 from infer_core.sampling_params import SamplingParams
-from infer_core.session import Session, context_bucket
+from infer_core.session import CONTEXT_SLOTS, RUN_AHEAD, Session, bucket
 from infer_core.specs import DType, ModelSpec
 from infer_core.weights import dummy_weights, load_checkpoint
 
@@ -28,16 +28,19 @@ class Generation:
     `step_ms` holds one entry a decode step, so one fewer than `tokens` (the prefill gives the
     first token); on CUDA they are device times. `warm_up_s` is what this call spent on
     compiling and capturing before the request could start, 0 once the engine is warm.
+    `num_cached_tokens` of the prompt were in the cache already. `finish_reason` "stop" means that
+    the caller asked for it.
     """
 
     tokens: list[int]
-    finish_reason: Literal["length", "eos"]
+    finish_reason: Literal["length", "eos", "stop"]
     ttft_ms: float
     step_ms: list[float]
     decode_s: float
     e2e_s: float
     kv_cache_bytes: int
     warm_up_s: float
+    num_cached_tokens: int = 0
 
 
 class Engine:
@@ -68,6 +71,7 @@ class Engine:
         self._use_graph = cuda_graph and kv_cache and self.device.type == "cuda"
         self._prefill_chunk = prefill_chunk
         self._sessions: dict[int, Session] = {}
+        self._latest: Session | None = None  # holds the last request's keys and values
 
     @classmethod
     def load(
@@ -126,8 +130,8 @@ class Engine:
     def release(self) -> None:
         """Free caches and captured graphs; the weights stay."""
         self._sessions.clear()
+        self._latest = None
 
-    @torch.inference_mode()
     def generate(
         self,
         prompt: Sequence[int],
@@ -135,42 +139,87 @@ class Engine:
         max_new_tokens: int,
         sampling: SamplingParams | None = None,
         ignore_eos: bool = False,
-        on_token: Callable[[int], None] | None = None,
+        on_token: Callable[[int], bool | None] | None = None,
     ) -> Generation:
         """Continue `prompt` by up to `max_new_tokens` ids, an end-of-sequence id included.
 
-        `on_token` is called with each id as it reaches the host.
+        `on_token` is called with each id as it reaches the host, and stops by returning True.
 
         Raises:
             RequestError: empty prompt, an id outside the vocabulary, or more tokens than the
                 context holds; nothing has run then.
         """
+        steps = self.stream(
+            prompt,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            ignore_eos=ignore_eos,
+            look=on_token is not None,
+        )
+        stop: bool | None = None
+        while True:
+            try:
+                token = steps.send(stop)
+            except StopIteration as done:
+                generation: Generation = done.value
+                return generation
+            stop = on_token(token) if on_token else None
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        sampling: SamplingParams | None = None,
+        ignore_eos: bool = False,
+        look: bool = True,
+        reuse_prefix: bool = False,
+        on_logits: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
+    ) -> Generator[int, bool | None, Generation]:
+        """Yield the ids of `generate` one by one; sending True stops; returns the Generation.
+
+        Without `look` and with nothing that may stop, no id is read before the last was computed.
+        `reuse_prefix` keeps what the request before left in the KV cache of the tokens that both
+        begin with. `on_logits` gets the logits [vocab_size] and the token [1] of each step, on
+        the device and until the next step only; also of steps beyond the last id.
+
+        Raises:
+            RequestError: as for `generate`, when the first id is asked for.
+        """
         began = time.perf_counter()
-        self._check(prompt, max_new_tokens)
+        self.check(prompt, max_new_tokens)
         sampling = sampling or SamplingParams()
         eos = frozenset() if ignore_eos else frozenset(self.spec.eos_token_ids)
-        session = self._session(len(prompt) + max_new_tokens)
-        session.prepare(sampling)
-        warm_up_s = time.perf_counter() - began if session.just_warmed else 0.0
-        session.just_warmed = False
+        session, keep = self._open(prompt, max_new_tokens, reuse_prefix)
+        warmed = session.prepare(sampling, len(prompt), keep=keep)
+        warm_up_s = time.perf_counter() - began if warmed else 0.0
 
-        session.prefill(prompt, sampling, max_new_tokens)
+        def on_step(index: int) -> None:
+            if on_logits is not None:
+                on_logits(session.logits[0], session.token(index))
+
+        session.prefill(prompt, sampling, max_new_tokens, keep=keep)
+        on_step(0)
         tokens = [session.read(0)]
         first_token_at = time.perf_counter()
-        if on_token:
-            on_token(tokens[0])
 
-        finish_reason: Literal["length", "eos"] = "length"
-        if tokens[0] in eos:
-            finish_reason = "eos"
-        else:
-            for token in session.decode(max_new_tokens - 1, look=bool(eos) or on_token is not None):
-                tokens.append(token)
-                if on_token:
-                    on_token(token)
-                if token in eos:
-                    finish_reason = "eos"
-                    break
+        finish_reason: Literal["length", "eos", "stop"] = "length"
+        following = session.decode(
+            max_new_tokens - 1,
+            look=look or bool(eos),
+            # a ring that ran further ahead would have lost what the next request needs
+            run_ahead=1 if reuse_prefix else RUN_AHEAD,
+            on_step=on_step if on_logits is not None else None,
+        )
+        while True:
+            stop = yield tokens[-1]
+            if tokens[-1] in eos or stop:
+                finish_reason = "eos" if tokens[-1] in eos else "stop"
+                break
+            if (token := next(following, None)) is None:
+                break
+            tokens.append(token)
         done = time.perf_counter()
         return Generation(
             tokens=tokens,
@@ -181,6 +230,7 @@ class Engine:
             e2e_s=done - began,
             kv_cache_bytes=session.cache.num_bytes if self._use_kv_cache else 0,
             warm_up_s=warm_up_s,
+            num_cached_tokens=keep,
         )
 
     @torch.inference_mode()
@@ -196,14 +246,15 @@ class Engine:
             RequestError: as for `generate`.
         """
         prompt, forced = list(ids[:prompt_len]), list(ids[prompt_len:])
-        self._check(prompt, len(forced) + 1)
+        self.check(prompt, len(forced) + 1)
         session = self._session(len(ids) + 1)
         session.prefill(prompt, SamplingParams(), len(forced) + 1)
         rows = [session.logits[0].clone()]
         rows.extend(session.force(token).clone() for token in forced)
         return torch.stack(rows)
 
-    def _check(self, prompt: Sequence[int], max_new_tokens: int) -> None:
+    def check(self, prompt: Sequence[int], max_new_tokens: int) -> None:
+        """Raise the RequestError that such a request would meet; nothing runs."""
         vocab = self.spec.shape.vocab_size
         if not prompt:
             raise RequestError("the prompt is empty; give at least one token id")
@@ -222,13 +273,34 @@ class Engine:
                 f"more than the context of {self.max_context}; shorten one of them"
             )
 
+    def _open(
+        self, prompt: Sequence[int], max_new_tokens: int, reuse_prefix: bool
+    ) -> tuple[Session, int]:
+        """The session of a request, and how many of the prompt's tokens its cache holds."""
+        total = len(prompt) + max_new_tokens
+        latest = self._latest
+        if reuse_prefix:
+            # powers of two, so that a growing conversation seldom moves
+            total = min(max(1024, 1 << (total - 1).bit_length()), self.max_context)
+        session = self._latest = self._session(total)
+        keep = latest.reusable_prefix(prompt) if latest is not None and reuse_prefix else 0
+        if keep and latest is not None and latest is not session:
+            session.cache.take_over(latest.cache, keep)
+        return session, keep
+
     def _session(self, tokens: int) -> Session:
-        context = min(context_bucket(tokens), self.max_context)
+        context = min(bucket(tokens, smallest=CONTEXT_SLOTS), self.max_context)
         if context not in self._sessions:
             self._sessions[context] = Session(
                 self.spec,
                 self.parameters,
-                Decoder(self.spec, self.parameters, context=context, ops=self._ops),
+                Decoder(
+                    self.spec,
+                    self.parameters,
+                    context=context,
+                    padding=self._prefill_chunk,
+                    ops=self._ops,
+                ),
                 use_kv_cache=self._use_kv_cache,
                 use_graph=self._use_graph,
                 prefill_chunk=self._prefill_chunk,

@@ -41,7 +41,11 @@ class WeightError(InferError):
 
 
 class ModelNotFound(InferError):
-    """A model argument is neither a checkpoint folder nor an installed reference model."""
+    """A model argument is no checkpoint folder, installed reference model or hub repository."""
+
+
+class HubError(InferError):
+    """A hub repository cannot be had now: gated, offline, disk full, download broken off."""
 
 
 class TokenizerError(InferError):

@@ -28,6 +28,15 @@ class KVCache:
         self.keys = [buffer(layer) for layer in layers]
         self.values = [buffer(layer) for layer in layers]
 
+    def take_over(self, other: "KVCache", num_tokens: int) -> None:
+        """Copy the keys and values that `other` holds of the first `num_tokens` positions."""
+        for mine, theirs in zip(
+            (*self.keys, *self.values), (*other.keys, *other.values), strict=True
+        ):
+            held = min(mine.shape[1], theirs.shape[1])
+            positions = torch.arange(max(0, num_tokens - held), num_tokens, device=mine.device)
+            mine[:, positions % mine.shape[1]] = theirs[:, positions % theirs.shape[1]]
+
     @property
     def num_bytes(self) -> int:
         """Bytes allocated for keys and values."""

@@ -1,4 +1,4 @@
-"""Turn what `--model` was given into a spec and, where there is one, a checkpoint folder."""
+"""Turn what a command was given as its model into a spec and, where there is one, a checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,46 +6,105 @@ from pathlib import Path
 from typing import Any
 
 from infer_core.config import read_config
-from infer_core.errors import ModelNotFound
+from infer_core.errors import ModelNotFound, RequestError
 from infer_core.plugins import PluginRegistry
 from infer_core.specs import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """A model ready to load; `checkpoint` is None for a reference model, which has no weights."""
+    """A model ready to load.
+
+    `checkpoint` is None for a reference model, which has no weights. `hub_id` and `commit` say
+    which published files the configuration is from: those of a downloaded checkpoint, or of the
+    reference model; both are None for a folder and for a tiny configuration.
+    """
 
     name: str
     label: str
     config: Mapping[str, Any]
     spec: ModelSpec
     checkpoint: Path | None
+    hub_id: str | None = None
+    commit: str | None = None
 
 
-def resolve_model(model: str, registry: PluginRegistry, *, device: str) -> ResolvedModel:
-    """Find a checkpoint folder, or an installed reference model by name.
+def resolve_model(
+    model: str,
+    registry: PluginRegistry,
+    *,
+    device: str,
+    revision: str | None = None,
+    weights: bool = True,
+) -> ResolvedModel:
+    """Find a checkpoint folder, an installed reference model, or a repository of the hub.
 
-    On `device` "cpu" a reference model stands for its tiny configuration: same architecture,
-    sizes a CPU runs in seconds.
+    A hub id (`org/name`; `revision` is a branch, tag or commit, by default main) is fetched into
+    the hub's cache: config.json first, and the rest only once a plugin serves it; with
+    `weights=False` not at all. On `device` "cpu" a reference model stands for its tiny
+    configuration: same architecture, sizes a CPU runs in seconds.
 
     Raises:
-        ModelNotFound: neither; names the reference models that are installed.
+        ModelNotFound: none of the three; names the reference models that are installed.
+        RequestError: a revision for something that has none.
+        HubError: the repository is there, but cannot be had now.
+        WeightError: the repository holds no safetensors.
         ConfigError, UnknownArchitecture, PluginError: the config.json cannot be served.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
+        _refuse_revision(revision, f"{model} is a folder")
         config = read_config(folder)
         name = folder.resolve().name
         return ResolvedModel(name, name, config, registry.resolve(config), folder)
-    known = {reference.name: reference for _, reference in registry.reference_models()}
-    if model not in known:
-        raise ModelNotFound(
-            f"{model!r} is neither a folder with a checkpoint nor an installed reference model; "
-            f"installed reference models: {', '.join(sorted(known)) or 'none'} "
-            f"(`infer plugins list` shows every plugin and its state)"
-        )
-    reference = known[model]
-    tiny = device == "cpu"
-    config = reference.tiny_config if tiny else reference.config
-    name = f"{reference.name} (tiny)" if tiny else reference.name
-    return ResolvedModel(name, reference.label, config, registry.resolve(config), None)
+    known = {reference.name for _, reference in registry.reference_models()}
+    if model in known:
+        _refuse_revision(revision, f"{model} is a reference model, whose revision is fixed")
+        return _reference_model(model, registry, tiny=device == "cpu")
+
+    from infer_core import hub  # no cost for those who need none of it
+
+    if not hub.is_hub_id(model):
+        raise ModelNotFound(_not_found(model, folder, known))
+    found = hub.find_hub_model(model, revision)
+    config = read_config(found.folder)
+    spec = registry.resolve(config)  # before gigabytes are downloaded in vain
+    if weights:
+        hub.fetch_files(found)
+    label = model.partition("/")[2]
+    return ResolvedModel(
+        model, label, config, spec, found.folder, hub_id=model, commit=found.commit
+    )
+
+
+def _reference_model(name: str, registry: PluginRegistry, *, tiny: bool) -> ResolvedModel:
+    reference = registry.reference_model(name)
+    if tiny:
+        config = reference.tiny_config
+        spec = registry.resolve(config)
+        return ResolvedModel(f"{name} (tiny)", reference.label, config, spec, None)
+    return ResolvedModel(
+        name,
+        reference.label,
+        reference.config,
+        registry.resolve(reference.config),
+        None,
+        hub_id=reference.hub_id,
+        commit=reference.revision,
+    )
+
+
+def _refuse_revision(revision: str | None, what: str) -> None:
+    if revision is not None:
+        raise RequestError(f"--revision {revision} is for hub ids, but {what}; leave it out")
+
+
+def _not_found(model: str, folder: Path, known: set[str]) -> str:
+    if folder.is_file():
+        return f"{model} is a file; give the folder that holds config.json and the safetensors"
+    return (
+        f"{model!r} is neither a folder with a checkpoint, nor a hub id (org/name), nor an "
+        f"installed reference model; installed reference models: "
+        f"{', '.join(sorted(known)) or 'none'} (`infer plugins list` shows every plugin and its "
+        "state)"
+    )

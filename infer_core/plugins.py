@@ -5,6 +5,7 @@ said again where the missing plugin would have been needed.
 """
 
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -141,11 +142,11 @@ class PluginRegistry:
             f"known: {known or 'none'}. {self.missing_help()}"
         )
 
-    def missing_help(self) -> str:
+    def missing_help(self, family: str = "<family>") -> str:
         """Why something may be missing and what to do: unusable plugins, how to install one."""
         if not self.statuses:
             return (
-                "No architecture plugin is installed: `pip install infer-<family>`, "
+                f"No architecture plugin is installed: `pip install infer-{family}`, "
                 "or write one: docs/writing-a-plugin.md"
             )
         lines = [
@@ -156,7 +157,7 @@ class PluginRegistry:
         ]
         unusable = f" These installed plugins could not be asked:{''.join(lines)}" if lines else ""
         return (
-            "Install its plugin (`pip install infer-<family>`), "
+            f"Install its plugin (`pip install infer-{family}`), "
             f"or write one: docs/writing-a-plugin.md.{unusable}"
         )
 
@@ -183,7 +184,7 @@ class PluginRegistry:
         served = ", ".join(self._claims.names(kind))
         raise UnknownArchitecture(
             f"no installed plugin serves {kind} {' / '.join(map(repr, names))}; "
-            f"served: {served or 'none'}. {self.missing_help()}"
+            f"served: {served or 'none'}. {self.missing_help(_family(model_type))}"
         )
 
     def _status(self, plugin: str) -> PluginStatus:
@@ -196,3 +197,10 @@ class PluginRegistry:
             raise PluginError(
                 f"INFER_STRICT_PLUGINS is set and plugins are unusable:{''.join(lines)}"
             )
+
+
+def _family(model_type: object) -> str:
+    """The part of a plugin's name that convention takes from `model_type`."""
+    if not isinstance(model_type, str) or not re.fullmatch(r"[a-z0-9_]+", model_type):
+        return "<family>"
+    return model_type.removesuffix("_text").replace("_", "-")

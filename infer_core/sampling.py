@@ -82,6 +82,8 @@ class Sampler:
                 f"{len(self._uniforms)}; ask for fewer or load with a larger max_context"
             )
         self.kind = kind_of(params)
+        if self.kind.greedy and not self.kind.penalty:
+            return  # argmax has no state, and every copy to the device delays the first token
         self._step.zero_()
         if self.kind.penalty:
             self._seen.zero_()
@@ -126,9 +128,9 @@ class Sampler:
             # A host running ahead of the end of a request may replay past the table.
             step = self._step.clamp(max=len(self._uniforms) - 1)
             token = draw(logits.softmax(dim=-1), self._uniforms[step])
+            self._step.add_(1)
         if kind.penalty:
             self._seen.scatter_(0, token, True)
-        self._step.add_(1)
         return token
 
 

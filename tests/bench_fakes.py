@@ -173,13 +173,20 @@ class FakeBackend(Backend):
     def load_registry(self):
         return self.registry
 
-    def resolve(self, model, registry, device):
+    def resolve(self, model, registry, device, *, revision=None, weights=True):
         found = [e for key, e in self.engines.items() if model in (key, key[1])]
         if not found:
             raise ModelNotFound(f"{model!r} is neither a folder nor an installed model")
         engine = found[0]
         spec = engine.spec if isinstance(engine, FakeEngine) else toy_spec(max_context=4096)
-        return SimpleNamespace(name=model, label=model.title(), spec=spec, checkpoint=None)
+        return SimpleNamespace(
+            name=model,
+            label=model.title(),
+            spec=spec,
+            checkpoint=None,
+            hub_id=f"toys/{model}",
+            commit=revision,
+        )
 
     def check_engine(self, engine):
         if engine in self.missing:

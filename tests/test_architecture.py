@@ -36,7 +36,7 @@ GROUPS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "loader": (
         {"plugins", "plugin_claims", "plugin_hooks", "plugin_loader", "plugin_status"}
-        | {"model_source"},
+        | {"model_source", "hub"},
         {"facts", "contract"},
     ),
     "kernels": ({"kernels"}, set()),
@@ -45,7 +45,10 @@ GROUPS: dict[str, tuple[set[str], set[str]]] = {
         | {"weights", "weight_plan", "checkpoint_index", "dummy_weights"},
         {"facts", "contract", "kernels"},
     ),
-    "model": ({"attention", "decoder"}, {"facts", "contract", "kernels", "parts"}),
+    "model": (
+        {"decoder", "decode_chain", "chain_tiles"},
+        {"facts", "contract", "kernels", "parts"},
+    ),
     "text": (
         {"json_files", "tokenizer", "detokenizer", "stop_strings", "stop_tokens"}
         | {"chat_template", "template_sandbox"},

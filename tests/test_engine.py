@@ -3,7 +3,7 @@ import torch
 from toy_specs import toy_spec
 
 from infer_core import Engine, RequestError, SamplingParams
-from infer_core.session import context_bucket
+from infer_core.session import Session, bucket
 from infer_core.weights import dummy_weights
 
 PROMPT = list(range(5, 37))
@@ -46,6 +46,47 @@ def test_prefill_in_pieces_equals_prefill_at_once(spec, prefill_chunk):
     torch.testing.assert_close(
         pieces.score(ids, prompt_len=32), toy_engine(**spec).score(ids, prompt_len=32)
     )
+
+
+@pytest.mark.parametrize("spec", SHAPES)
+@pytest.mark.parametrize("prefill_chunk", [7, 32])
+def test_padding_of_a_captured_prompt_size_changes_nothing(spec, prefill_chunk, monkeypatch):
+    class PaddedSession(Session):
+        def _prefill_last(self, num_rows, *, is_fresh):
+            super()._prefill_last(num_rows + 13, is_fresh=is_fresh)
+
+    exact = generate(toy_engine(**spec))
+    monkeypatch.setattr("infer_core.engine.Session", PaddedSession)
+    padded = toy_engine(**spec, engine={"prefill_chunk": prefill_chunk})
+
+    assert generate(padded, prompt=PROMPT).tokens == exact.tokens
+
+
+RING = {"window": 9, "ring": True, "qk_norm": "head"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "sampling"),
+    [
+        pytest.param(RING, SamplingParams(), id="greedy-inside-the-chain"),
+        pytest.param({}, SamplingParams(repetition_penalty=1.5), id="penalty-outside"),
+        pytest.param(
+            {"sandwich": True, "biases": True, "tied": False},
+            SamplingParams(temperature=1.0, top_p=0.9, seed=3),
+            id="sampled",
+        ),
+    ],
+)
+def test_the_fused_chain_gives_the_tokens_of_the_plain_step(spec, sampling, monkeypatch):
+    plain = toy_engine(**spec)
+    expected = generate(plain, max_new_tokens=4, sampling=sampling).tokens
+    scores = plain.score(PROMPT, prompt_len=30)
+    # a CPU runs the plain step; here Triton's interpreter runs the chain
+    monkeypatch.setattr("infer_core.session.use_chain", lambda spec, device: True)
+    chained = toy_engine(**spec)
+
+    assert generate(chained, max_new_tokens=4, sampling=sampling).tokens == expected
+    torch.testing.assert_close(chained.score(PROMPT, prompt_len=30), scores, rtol=1e-4, atol=1e-4)
 
 
 def test_ring_cache_equals_full_cache_under_the_window_mask():
@@ -139,12 +180,12 @@ def test_impossible_requests_are_refused_before_anything_runs(prompt, max_new_to
 
 
 @pytest.mark.parametrize("tokens", [1, 64, 65, 128, 512, 513, 1088, 2048, 2049, 5000, 33000])
-def test_context_buckets_waste_less_than_a_quarter_or_64_tokens(tokens):
-    bucket = context_bucket(tokens)
+def test_buckets_waste_less_than_a_quarter_or_the_smallest(tokens):
+    size = bucket(tokens, smallest=64)
 
-    assert tokens <= bucket < tokens + max(64, tokens / 4)
+    assert tokens <= size < tokens + max(64, tokens / 4)
 
 
-@pytest.mark.parametrize("tokens", [128, 512, 2048])
-def test_round_contexts_are_buckets_of_their_own(tokens):
-    assert context_bucket(tokens) == tokens
+@pytest.mark.parametrize("tokens", [64, 128, 256, 512, 1024, 2048])
+def test_round_sizes_are_buckets_of_their_own(tokens):
+    assert bucket(tokens, smallest=16) == bucket(tokens, smallest=64) == tokens

@@ -50,11 +50,19 @@ class Backend:
 
         return load_registry()
 
-    def resolve(self, model: str, registry: "PluginRegistry", device: str) -> "ResolvedModel":
-        """Turn a --model argument into specs."""
+    def resolve(
+        self,
+        model: str,
+        registry: "PluginRegistry",
+        device: str,
+        *,
+        revision: str | None = None,
+        weights: bool = True,
+    ) -> "ResolvedModel":
+        """Turn a --model argument into specs, downloading it if it is a hub id."""
         from infer_core.model_source import resolve_model
 
-        return resolve_model(model, registry, device=device)
+        return resolve_model(model, registry, device=device, revision=revision, weights=weights)
 
     def check_engine(self, engine: str) -> None:
         """Make sure an engine can be used.

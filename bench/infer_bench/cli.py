@@ -87,9 +87,13 @@ def make_app(backend: Backend, make_launcher: MakeLauncher = own_processes) -> t
         model: Annotated[
             list[str] | None,
             typer.Option(
-                help="Checkpoint folder or reference model (see `infer plugins list`); repeat "
-                "for more. Without it, the reference models of every installed plugin."
+                help="Checkpoint folder, hub id (org/name) or reference model (see `infer plugins "
+                "list`); repeat for more. Without it, the reference models of every installed "
+                "plugin."
             ),
+        ] = None,
+        revision: Annotated[
+            str | None, typer.Option(help="Branch, tag or commit of a hub id. Default: main")
         ] = None,
         engine: Annotated[
             list[str] | None,
@@ -220,6 +224,8 @@ def make_app(backend: Backend, make_launcher: MakeLauncher = own_processes) -> t
                 raise UsageError("--resume reads and writes a folder of reports; drop --no-save")
             if not save and output_dir is not None:
                 raise UsageError("--no-save writes no report, so --output-dir has no use; drop one")
+            if revision is not None and len(model or ()) != 1:
+                raise UsageError("--revision needs exactly one --model, a hub id; give that")
             chosen, cases = _choose_cases(
                 suite, config or [], {name: v for name, v in ad_hoc.items() if v is not None}
             )
@@ -227,6 +233,7 @@ def make_app(backend: Backend, make_launcher: MakeLauncher = own_processes) -> t
                 suite=chosen,
                 cases=cases,
                 models=tuple(model or ()),
+                revision=revision,
                 engines=_engines(engine),
                 settings=Settings(
                     seed=seed,

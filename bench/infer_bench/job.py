@@ -14,7 +14,8 @@ class Job(Record):
 
     kind: Literal["measure"] = "measure"
     engine: str
-    model: str  # as --model takes it: a folder or a reference model's name
+    model: str  # as --model takes it: a folder, a hub id or a reference model's name
+    revision: str | None = None  # the commit, if `model` is a repository of the hub
     name: str
     label: str
     cases: tuple[Case, ...]

@@ -39,7 +39,13 @@ def measure(job: Job, backend: Backend, listener: Listener, *, began: float | No
     listener.doing(f"loading {job.label} on {job.engine}")
     try:
         registry = backend.load_registry()
-        model = backend.resolve(job.model, registry, job.device)
+        model = backend.resolve(
+            job.model,
+            registry,
+            job.device,
+            revision=job.revision,
+            weights=job.settings.weights != "dummy",
+        )
         tiny = model.checkpoint is None and job.device == "cpu"
         if tiny:
             # threads that wait for each other on a busy machine cost far more than they save

@@ -68,6 +68,10 @@ class Model(Record):
     name: str = Field(description="what rows refer to")
     label: str = Field(description="column heading")
     plugin: str | None
+    hub_id: str | None = Field(
+        default=None, description="repository of config and weights; None for a folder or tiny"
+    )
+    commit: str | None = Field(default=None, description="full commit of that repository")
 
 
 class Sample(Record):

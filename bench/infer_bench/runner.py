@@ -63,6 +63,7 @@ def _run_model(
         job = Job(
             engine=engine,
             model=target.argument,
+            revision=_commit(target),
             name=target.name,
             label=target.label,
             cases=tuple(cases),
@@ -88,6 +89,12 @@ def _run_model(
         else:
             waiting.append(case)
     start(waiting)
+
+
+def _commit(target: Target) -> str | None:
+    """The commit the plan was made with, so that no worker takes a later one."""
+    model = target.model
+    return model.commit if model is not None and model.hub_id == target.argument else None
 
 
 def _row(target: Target, engine: str, case: Case, status: str, reason: str | None) -> Row:

@@ -41,6 +41,7 @@ class Request:
     suite: str
     cases: tuple[Case, ...]
     models: tuple[str, ...]
+    revision: str | None
     engines: tuple[str, ...]
     settings: Settings
     device: str | None
@@ -139,10 +140,14 @@ def _plan(request: Request, backend: Backend, device: str) -> tuple[Plan, list[s
             unavailable[engine] = describe(error)
     limit_s = min(PLUGIN_LIMIT_S, request.settings.timeout_s)
 
+    with_weights = request.settings.weights != "dummy" and not request.dry_run
+
     # a plugin may hang or print; stdout is for the report
     def resolve(model: str, registry: "PluginRegistry", device: str) -> "ResolvedModel":
         with time_limit(limit_s, f"describing {Path(model).name}"), redirect_stdout(sys.stderr):
-            return backend.resolve(model, registry, device)
+            return backend.resolve(
+                model, registry, device, revision=request.revision, weights=with_weights
+            )
 
     try:
         with time_limit(limit_s, "loading the plugin"):
@@ -197,4 +202,10 @@ def _report(header: Header, plan: Plan, results: Results, backend: Backend | Non
 
 
 def _model(target: Target) -> Model:
-    return Model(name=target.name, label=target.label, plugin=target.plugin)
+    return Model(
+        name=target.name,
+        label=target.label,
+        plugin=target.plugin,
+        hub_id=target.model.hub_id if target.model else None,
+        commit=target.model.commit if target.model else None,
+    )

@@ -19,6 +19,8 @@ group shares each K and V tile. Tiles outside the window are never visited. The 
 num_tokens alone, the length of the past is read on the device.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -65,17 +67,17 @@ def prefill_attention_ref(
     if logit_softcap is not None:
         scores = logit_softcap * torch.tanh(scores / logit_softcap)
     weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
-    y: torch.Tensor = weights @ v.repeat_interleave(group_size, 0)  # [num_heads, num_tokens, head_dim]
-    return y.transpose(0, 1).flatten(1).to(qkv.dtype)
+    y: torch.Tensor = weights @ v.repeat_interleave(group_size, 0)
+    return y.transpose(0, 1).flatten(1).to(qkv.dtype)  # from [num_heads, num_tokens, head_dim]
 
 
 @triton.jit
-def softmax_scores(q, k, softmax_scale, logit_softcap, SOFTCAP: tl.constexpr):
-    """Scores in units of log 2, [rows, keys], from q [rows, dims] and k [dims, keys]."""
-    scores = tl.dot(q, k, input_precision="ieee") * softmax_scale
+def softmax_scores(products, score_scale, softcap_scale, SOFTCAP: tl.constexpr):
+    """Scores in units of log 2 from q . k, with the two factors of `score_scales`."""
+    scores = products * score_scale
     if SOFTCAP:
-        scores = logit_softcap * tanh(scores / logit_softcap)
-    return scores * 1.4426950408889634  # log2(e): exp2 is the instruction the hardware has
+        scores = softcap_scale * tanh(scores)
+    return scores
 
 
 @triton.jit
@@ -104,9 +106,9 @@ def _prefill_attention_kernel(
     stride_qkv_row,
     stride_y_row,
     capacity,
-    softmax_scale,
+    score_scale,
+    softcap_scale,
     window,
-    logit_softcap,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -154,7 +156,8 @@ def _prefill_attention_kernel(
         visible = in_past[None, :]
         if WINDOW:
             visible = visible & (positions[None, :] > start + tokens[:, None] - window)
-        scores = softmax_scores(q, k, softmax_scale, logit_softcap, SOFTCAP)
+        products = tl.dot(q, k, input_precision="ieee")
+        scores = softmax_scores(products, score_scale, softcap_scale, SOFTCAP)
         maximum, total, acc = softmax_update(scores, visible, v, maximum, total, acc)
 
     k_row = qkv_ptr + (NUM_HEADS + kv_head) * HEAD_DIM
@@ -170,7 +173,8 @@ def _prefill_attention_kernel(
         visible = in_chunk[None, :] & (keys[None, :] <= tokens[:, None])
         if WINDOW:
             visible = visible & (keys[None, :] > tokens[:, None] - window)
-        scores = softmax_scores(q, k, softmax_scale, logit_softcap, SOFTCAP)
+        products = tl.dot(q, k, input_precision="ieee")
+        scores = softmax_scores(products, score_scale, softcap_scale, SOFTCAP)
         maximum, total, acc = softmax_update(scores, visible, v, maximum, total, acc)
 
     y = acc / total[:, None]  # a stored row has total > 0: it sees itself
@@ -219,9 +223,8 @@ def prefill_attention(
         qkv.stride(0),
         y.stride(0),
         capacity,
-        softmax_scale,
+        *score_scales(softmax_scale, logit_softcap),
         window or 0,
-        logit_softcap or 0.0,
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=head_dim,
@@ -236,10 +239,21 @@ def prefill_attention(
     return y
 
 
+def score_scales(softmax_scale: float, logit_softcap: float | None) -> tuple[float, float]:
+    """Factors before and after tanh, or (factor, unused) without a soft cap.
+
+    log2(e) is folded in, as exp2 is the instruction the hardware has; doing it here in float64
+    saves a rounding of every score.
+    """
+    if logit_softcap is None:
+        return softmax_scale * math.log2(math.e), 0.0
+    return softmax_scale / logit_softcap, logit_softcap * math.log2(math.e)
+
+
 def tile_sizes(head_dim: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
-    """(BLOCK_M, BLOCK_N, num_warps, num_stages), by what fits; not tuned on a device yet."""
+    """(BLOCK_M, BLOCK_N, num_warps, num_stages): what fits the registers; not tuned on a device."""
     if dtype == torch.float32:  # no tensor cores: for checking results, not for speed
-        return 32, 32, 4, 1
+        return (16, 16, 4, 1) if head_dim > 64 else (32, 32, 4, 1)
     if head_dim > 128:
         return 64, 64, 8, 2
     return 64, 64, 4, 3

@@ -14,17 +14,21 @@ Bound   memory: reads K and V of the visible tokens once.
 Source  split keys merged by log-sum-exp: flash-decoding (pytorch.org/blog/flash-decoding).
 
 Each split leaves (maximum, total, weighted sum of v) of its part; a second kernel merges. A split
-without keys leaves (-inf, 0, 0), which weighs nothing; split 0 always has the new token.
+without keys leaves total and sum 0, which weigh nothing; split 0 always has the new token.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from infer_core.kernels._common import check_cache, check_heads, check_position, tanh
-from infer_core.kernels.attention import prefill_attention_ref, softmax_scores, softmax_update
+from infer_core.kernels._common import check_cache, check_heads, check_position
+from infer_core.kernels.attention import (
+    prefill_attention_ref,
+    score_scales,
+    softmax_scores,
+    softmax_update,
+)
 
-BLOCK_N = 64  # keys a tile
 # Programs of the first kernel: about one per multiprocessor of an H100 or H200 (132).
 TARGET_PROGRAMS = 128
 MAX_SPLITS = 64  # the merge holds the parts of one head in registers
@@ -69,9 +73,9 @@ def _split_kernel(
     totals_ptr,
     sums_ptr,
     capacity,
-    softmax_scale,
+    score_scale,
+    softcap_scale,
     window,
-    logit_softcap,
     num_splits,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
@@ -94,14 +98,13 @@ def _split_kernel(
     q_mask = (members < GROUP)[:, None] & is_dim[None, :]
     q = tl.load(qkv_ptr + heads[:, None] * HEAD_DIM + dims[None, :], mask=q_mask, other=0.0)
 
-    # The new token belongs to split 0.
-    k_ptrs = qkv_ptr + (NUM_HEADS + kv_head) * HEAD_DIM + dims
-    k_new = tl.load(k_ptrs, mask=is_dim, other=0.0).to(tl.float32)
-    v_new = tl.load(k_ptrs + NUM_KV_HEADS * HEAD_DIM, mask=is_dim, other=0.0).to(tl.float32)
-    score = tl.sum(q.to(tl.float32) * k_new[None, :], axis=1) * softmax_scale
-    if SOFTCAP:
-        score = logit_softcap * tanh(score / logit_softcap)
-    maximum = tl.where(split == 0, score * 1.4426950408889634, float("-inf"))
+    # Every split starts from the new token's score as its maximum (any finite value is right),
+    # but only split 0 counts the token.
+    new_ptrs = qkv_ptr + (NUM_HEADS + kv_head) * HEAD_DIM + dims
+    k_new = tl.load(new_ptrs, mask=is_dim, other=0.0).to(tl.float32)
+    v_new = tl.load(new_ptrs + NUM_KV_HEADS * HEAD_DIM, mask=is_dim, other=0.0).to(tl.float32)
+    product = tl.sum(q.to(tl.float32) * k_new[None, :], axis=1)
+    maximum = softmax_scores(product, score_scale, softcap_scale, SOFTCAP)
     total = tl.where(split == 0, tl.full([BLOCK_GROUP], 1.0, tl.float32), 0.0)
     acc = tl.where(split == 0, tl.zeros([BLOCK_GROUP, BLOCK_DIM], tl.float32) + v_new[None, :], 0.0)
 
@@ -122,7 +125,8 @@ def _split_kernel(
         v_ptrs = v_cache_ptr + offsets[:, None] + dims[None, :]
         k = tl.load(k_ptrs, mask=in_past[None, :] & is_dim[:, None], other=0.0)
         v = tl.load(v_ptrs, mask=in_past[:, None] & is_dim[None, :], other=0.0)
-        scores = softmax_scores(q, k, softmax_scale, logit_softcap, SOFTCAP)
+        products = tl.dot(q, k, input_precision="ieee")
+        scores = softmax_scores(products, score_scale, softcap_scale, SOFTCAP)
         maximum, total, acc = softmax_update(scores, in_past[None, :], v, maximum, total, acc)
 
     parts = heads * num_splits + split
@@ -192,9 +196,8 @@ def decode_attention(
         raise ValueError(
             f"{name}: max_context ({max_context}) and window ({window}) must be at least 1"
         )
-    num_splits = split_count(
-        max_context if window is None else min(max_context, window), num_kv_heads
-    )
+    block_n = tile_keys(head_dim, qkv.dtype)
+    num_splits = split_count(min(max_context, window or max_context), num_kv_heads, block_n)
     block_dim = max(16, triton.next_power_of_2(head_dim))
     parts = (num_heads, num_splits)
     maxima = torch.empty(parts, dtype=torch.float32, device=qkv.device)
@@ -210,9 +213,8 @@ def decode_attention(
         totals,
         sums,
         capacity,
-        softmax_scale,
+        *score_scales(softmax_scale, logit_softcap),
         window or 0,
-        logit_softcap or 0.0,
         num_splits,
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
@@ -220,7 +222,7 @@ def decode_attention(
         WINDOW=window is not None,
         SOFTCAP=logit_softcap is not None,
         BLOCK_GROUP=max(16, triton.next_power_of_2(num_heads // num_kv_heads)),
-        BLOCK_N=BLOCK_N,
+        BLOCK_N=block_n,
         BLOCK_DIM=block_dim,
         num_warps=4,
         num_stages=2,
@@ -239,6 +241,12 @@ def decode_attention(
     return y
 
 
-def split_count(visible: int, num_kv_heads: int) -> int:
+def split_count(visible: int, num_kv_heads: int, block_n: int) -> int:
     """Splits for at most `visible` tokens: one per tile, until the GPU is full."""
-    return max(1, min(triton.cdiv(visible, BLOCK_N), TARGET_PROGRAMS // num_kv_heads, MAX_SPLITS))
+    tiles = -(-visible // block_n)
+    return max(1, min(tiles, TARGET_PROGRAMS // num_kv_heads, MAX_SPLITS))
+
+
+def tile_keys(head_dim: int, dtype: torch.dtype) -> int:
+    """BLOCK_N: the keys of a tile; 64 wide float32 heads spill registers by the kilobyte."""
+    return 16 if dtype == torch.float32 and head_dim > 128 else 64

@@ -38,11 +38,10 @@ def _embed_kernel(
 
     token = tl.load(tokens_ptr + row).to(tl.int64)
     known = (token >= 0) & (token < vocab_size)
+    x_ptrs = weight_ptr + tl.where(known, token, 0) * stride_weight_row + cols
+    x = tl.load(x_ptrs, mask=mask, other=0.0)
     # an unknown token becomes NaN: reading past the table would give someone else's numbers
-    x = tl.load(
-        weight_ptr + token * stride_weight_row + cols, mask=mask & known, other=float("nan")
-    )
-    y = (x.to(tl.float32) * scale).to(x.dtype)
+    y = tl.where(known, x.to(tl.float32) * scale, float("nan")).to(x.dtype)
     tl.store(y_ptr + row * hidden_size + cols, y, mask=mask)
 
 
@@ -70,7 +69,7 @@ def embed(tokens: torch.Tensor, weight: torch.Tensor, scale: float = 1.0) -> tor
         weight.stride(0),
         vocab_size,
         hidden_size,
-        torch.tensor(scale, dtype=weight.dtype).item(),  # on the host, so no device sync
+        torch.tensor(scale, dtype=weight.dtype, device="cpu").item(),  # no device sync
         BLOCK_SIZE=block_size,
     )
     return y

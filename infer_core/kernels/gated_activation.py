@@ -8,7 +8,7 @@ Shapes  gate_up [num_tokens, 2 * intermediate_size], gate first; x, y [num_token
         intermediate_size].
 Dtypes  input and y share one of float32, float16, bfloat16. All of it is computed in float32 and
         rounded once: eager torch also rounds act(gate) to the dtype before the product, which
-        only adds error (ROUNDING_NOTE).
+        only adds error.
 Bound   memory: moves gate_up.nbytes + y.nbytes.
 Source  arXiv:2002.05202 (gated units), arXiv:1606.08415 (GELU and its tanh form).
 """

@@ -13,8 +13,9 @@ Dtypes  qkv, weights and caches share one of float32, float16, bfloat16; cos and
 Bound   memory: moves 2 * bytes of q and k (twice k's and v's more with caches).
 Source  arXiv:2104.09864 with the halves of a head paired, as Hugging Face checkpoints store them.
 
-A chunk longer than the cache writes its last `capacity` tokens only. Attention of a chunk over a
-ring must read the old slots first: there, leave the caches out and call `write_kv` afterwards.
+A chunk longer than the cache writes its last `capacity` tokens only; rows from `count` on are
+padding and write nothing. Attention of a chunk over a ring must read the old slots first: there,
+leave the caches out and call `write_kv` afterwards.
 """
 
 import torch
@@ -49,6 +50,7 @@ def qk_norm_rope_ref(
     weight_in_fp32: bool = False,
     k_cache: torch.Tensor | None = None,
     v_cache: torch.Tensor | None = None,
+    count: torch.Tensor | None = None,
 ) -> None:
     """Define the kernel in plain torch; `qkv` and the caches change in place."""
     num_tokens, half = qkv.shape[0], cos.shape[1]
@@ -72,6 +74,7 @@ def qk_norm_rope_ref(
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
+            count=count,
         )
 
 
@@ -92,6 +95,7 @@ def _qk_norm_rope_kernel(
     cos_ptr,
     sin_ptr,
     start_ptr,
+    count_ptr,
     q_weight_ptr,
     k_weight_ptr,
     k_cache_ptr,
@@ -108,6 +112,7 @@ def _qk_norm_rope_kernel(
     NORM: tl.constexpr,
     WEIGHT_IN_FP32: tl.constexpr,
     WRITE_KV: tl.constexpr,
+    PADDED: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
@@ -167,24 +172,27 @@ def _qk_norm_rope_kernel(
     if NORM and 2 * HALF < HEAD_DIM:
         tl.store(x_ptrs + rest_cols[None, :], rest.to(dtype), mask=rest_mask)
 
-    if WRITE_KV:
+    if WRITE_KV:  # noqa: SIM102  (with `and` the branch is compiled even when False)
+        if PADDED:
+            num_tokens = tl.load(count_ptr)
         # Of the tokens that share a slot only the last may write it, or the order decides.
-        is_key = is_head & (heads >= NUM_HEADS) & (token >= num_tokens - capacity)
-        slot_rows = (heads - NUM_HEADS).to(tl.int64) * capacity + position % capacity
-        k_ptrs = k_cache_ptr + slot_rows[:, None] * HEAD_DIM
-        k_mask = is_key[:, None] & is_half[None, :]
-        tl.store(k_ptrs + cols[None, :], rotated_first, mask=k_mask)
-        tl.store(k_ptrs + HALF + cols[None, :], rotated_second, mask=k_mask)
-        if 2 * HALF < HEAD_DIM:
-            k_rest_mask = is_key[:, None] & is_rest[None, :]
-            tl.store(k_ptrs + rest_cols[None, :], rest.to(dtype), mask=k_rest_mask)
+        if (token >= num_tokens - capacity) & (token < num_tokens):
+            is_key = is_head & (heads >= NUM_HEADS)
+            slot_rows = (heads - NUM_HEADS).to(tl.int64) * capacity + position % capacity
+            k_ptrs = k_cache_ptr + slot_rows[:, None] * HEAD_DIM
+            k_mask = is_key[:, None] & is_half[None, :]
+            tl.store(k_ptrs + cols[None, :], rotated_first, mask=k_mask)
+            tl.store(k_ptrs + HALF + cols[None, :], rotated_second, mask=k_mask)
+            if 2 * HALF < HEAD_DIM:
+                k_rest_mask = is_key[:, None] & is_rest[None, :]
+                tl.store(k_ptrs + rest_cols[None, :], rest.to(dtype), mask=k_rest_mask)
 
-        dims = tl.arange(0, BLOCK_DIM)
-        v_mask = is_key[:, None] & (dims < HEAD_DIM)[None, :]
-        v_heads = heads + NUM_KV_HEADS  # the value head beside each key head
-        v = tl.load(row + v_heads[:, None] * HEAD_DIM + dims[None, :], mask=v_mask, other=0.0)
-        v_ptrs = v_cache_ptr + slot_rows[:, None] * HEAD_DIM + dims[None, :]
-        tl.store(v_ptrs, v, mask=v_mask)
+            dims = tl.arange(0, BLOCK_DIM)
+            v_mask = is_key[:, None] & (dims < HEAD_DIM)[None, :]
+            v_heads = heads + NUM_KV_HEADS  # the value head beside each key head
+            v = tl.load(row + v_heads[:, None] * HEAD_DIM + dims[None, :], mask=v_mask, other=0.0)
+            v_ptrs = v_cache_ptr + slot_rows[:, None] * HEAD_DIM + dims[None, :]
+            tl.store(v_ptrs, v, mask=v_mask)
 
 
 def qk_norm_rope(
@@ -203,6 +211,7 @@ def qk_norm_rope(
     weight_in_fp32: bool = False,
     k_cache: torch.Tensor | None = None,
     v_cache: torch.Tensor | None = None,
+    count: torch.Tensor | None = None,
 ) -> None:
     """Launch the kernel; same contract as `qk_norm_rope_ref`.
 
@@ -213,6 +222,8 @@ def qk_norm_rope(
     name = "qk_norm_rope"
     check_heads(name, qkv, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
     check_position(name, "start", start)
+    if count is not None:
+        check_position(name, "count", count)
     if cos.ndim != 2 or not 0 < 2 * cos.shape[1] <= head_dim:
         raise ValueError(
             f"{name}: cos must be [context, half] with 2 * half in 2..{head_dim} (head_dim); "
@@ -240,6 +251,7 @@ def qk_norm_rope(
         cos,
         sin,
         start,
+        count,
         q_weight,
         k_weight,
         k_cache,
@@ -256,6 +268,7 @@ def qk_norm_rope(
         NORM=q_weight is not None,
         WEIGHT_IN_FP32=weight_in_fp32,
         WRITE_KV=k_cache is not None,
+        PADDED=count is not None,
         BLOCK_HEADS=block_heads,
         BLOCK_HALF=triton.next_power_of_2(half),
         BLOCK_REST=triton.next_power_of_2(max(1, head_dim - 2 * half)),

@@ -130,7 +130,7 @@ def test_options_reach_engine_and_report(call):
     backend = toy()
 
     _, (report,) = call(
-        backend, "--model", "toy", "--config", "short", "--dtype", "bfloat16",
+        backend, "--model", "toy", "--revision", "v1", "--config", "short", "--dtype", "bfloat16",
         "--weights", "dummy", "--no-kv-cache", "--warmup", "0", "--trials", "1",
         "--max-trials", "1", "--isolation", "model", "--timeout", "5",
     )  # fmt: skip
@@ -144,6 +144,7 @@ def test_options_reach_engine_and_report(call):
         "kv_cache": False,
     }
     assert (report.suite, report.settings.kv_cache) == ("configs", False)
+    assert (report.models[0].hub_id, report.models[0].commit) == ("toys/toy", "v1")
     assert (report.settings.max_warmup, report.settings.timeout_s) == (0, 5.0)
     assert len(report.rows[0].samples) == 1
 
@@ -160,6 +161,7 @@ def test_options_reach_engine_and_report(call):
         (["--config", "shrot"], "unknown config 'shrot'"),
         (["--no-save", "--output-dir", "x"], "--output-dir has no use"),
         (["--model", "nobody"], "'nobody' is neither"),
+        (["--revision", "v1"], "--revision needs exactly one --model"),
         (["--max-new-tokens", "-1"], "Invalid value for '--max-new-tokens'"),
         (["--trials", "0"], "Invalid value for '--trials'"),
         (["--warmup", "-1"], "Invalid value for '--warmup'"),

@@ -1,0 +1,279 @@
+"""One decode step as a chain of fused kernels, five a layer, made for capture in a CUDA graph.
+
+    norm + qkv -> attention -> out projection + residual -> norm + gate/up + activation ->
+    down projection + residual -> ... -> norm + LM head + candidates -> pick + embed
+
+Every difference between model families is a compile-time value taken from the specs. All state
+(token, position, sequence) lives on the device, so a captured step replays without the host.
+With programmatic dependent launch a kernel starts, and loads weights, while its predecessor still
+runs; each kernel waits for its predecessor before it touches anything the chain writes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infer_core.chain_tiles import ChainTiles, attention_split, default_tiles
+from infer_core.kernels.chain_attention import chain_attention
+from infer_core.kernels.chain_types import Norm, StagedTile, Tile
+from infer_core.kernels.linear_residual import linear_residual
+from infer_core.kernels.lm_head import lm_head
+from infer_core.kernels.norm_linear import norm_linear
+from infer_core.kernels.pick_embed import pick_embed
+from infer_core.kernels.staged_linear import staged_linear
+from infer_core.specs import ModelSpec
+
+
+class DecodeChain:
+    """Decode steps of one model over one KV cache, batch 1.
+
+    Attributes (device tensors, fixed addresses): `token` int64 [1], input of the next step;
+    `position` int32 [1], its position; `logits` [vocab_size] of the last step; `sequence` int64
+    [max_context + 1], every token the chain has picked, at its position.
+
+    A graph may hold one step only: attention reads `position` and past keys before it waits, which
+    is safe because an earlier launch has finished by then.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        parameters: Mapping[str, Tensor],
+        rope_tables: Sequence[tuple[Tensor, Tensor]],
+        kv_cache: Sequence[tuple[Tensor, Tensor]],
+        *,
+        max_context: int,
+        sequence: Tensor | None = None,
+        position: Tensor | None = None,
+        pdl: bool | None = None,
+        tiles: ChainTiles | None = None,
+    ) -> None:
+        """Plan the launches; nothing runs yet.
+
+        `rope_tables`: (cos, sin) of every layer, float32 [context, rotary_dim / 2]. `kv_cache`:
+        (k, v) of every layer, [num_kv_heads, capacity, head_dim]. `max_context` bounds the
+        positions of this chain and with them the attention splits. `sequence`, `position`: state
+        shared with the caller. `pdl=None`: where the GPU has it (compute capability 9.0 and later).
+
+        Raises:
+            ValueError: the tables or caches do not cover every layer and `max_context`.
+        """
+        layers = spec.shape.num_layers
+        if len(rope_tables) != layers or len(kv_cache) != layers:
+            raise ValueError(
+                f"DecodeChain: {layers} layers need as many rope tables and caches; "
+                f"got {len(rope_tables)} and {len(kv_cache)}"
+            )
+        short = min(cos.shape[0] for cos, _ in rope_tables)
+        if short < max_context:
+            raise ValueError(
+                f"DecodeChain: rope tables hold {short} positions, max_context is {max_context}"
+            )
+        embed = parameters["embed"]
+        device, dtype = embed.device, embed.dtype
+        self.pdl = has_pdl(device) if pdl is None else pdl
+        self._sms = num_multiprocessors(device)
+        self._tiles = tiles or default_tiles(spec, self._sms)
+        self._spec = spec
+        self._norm = Norm(spec.norm.eps, spec.norm.weight_offset, spec.norm.weight_in_fp32)
+        self._embed = embed
+
+        self.token = torch.zeros(1, dtype=torch.int64, device=device)
+        if position is None:
+            position = torch.zeros(1, dtype=torch.int32, device=device)
+        if sequence is None:
+            sequence = torch.zeros(max_context + 1, dtype=torch.int64, device=device)
+        self.position, self.sequence = position, sequence
+        self.logits = torch.zeros(spec.shape.vocab_size, dtype=dtype, device=device)
+
+        hidden = spec.shape.hidden_size
+        self._x = torch.zeros(hidden, dtype=dtype, device=device)
+        self._x_other = torch.zeros_like(self._x)  # the residual stream alternates, sandwich only
+        programs = self._programs(self._tiles.lm_head, spec.shape.vocab_size)
+        self._candidates = (
+            torch.zeros(programs, dtype=torch.float32, device=device),
+            torch.zeros(programs, dtype=torch.int32, device=device),
+        )
+        self._launches = self._plan(parameters, rope_tables, kv_cache, max_context)
+
+    def begin(self, token: int, position: int) -> None:
+        """Set the token that the next step reads, and its position."""
+        self.token.fill_(token)
+        self.position.fill_(position)
+        self._pick_embed(advance=False)
+
+    def step(self, *, greedy: bool) -> None:
+        """Enqueue one step: write the token's keys and values, compute `logits`.
+
+        Greedy: also pick the next token, advance `position`, write `sequence`, embed.
+        Otherwise a sampler writes its choice to `token` and calls `advance`.
+        """
+        for launch in self._launches:
+            launch()
+        if greedy:
+            self._pick_embed(candidates=self._candidates, pdl=self.pdl)
+
+    def advance(self) -> None:
+        """Enqueue the end of a step whose token a sampler has written to `token`."""
+        self._pick_embed()
+
+    def _pick_embed(
+        self,
+        *,
+        candidates: tuple[Tensor, Tensor] | None = None,
+        advance: bool = True,
+        pdl: bool = False,
+    ) -> None:
+        pick_embed(
+            self.token, self.position, self.sequence, self._embed, self._x,
+            scale=self._spec.block.embedding_scale,
+            candidates=candidates, advance=advance, pdl=pdl,
+        )  # fmt: skip
+
+    def _programs(self, tile: Tile | StagedTile, num_rows: int) -> int:
+        return min(self._sms * tile.per_sm, -(-num_rows // getattr(tile, "rows", 1)))
+
+    def _norm_linear(
+        self, tile: Tile | StagedTile, x: Tensor, norm_weight: Tensor, weight: Tensor, y: Tensor,
+        **extra: Any,
+    ) -> Callable[[], None]:  # fmt: skip
+        """Bind a normed linear layer to the kernel its tile is for."""
+        common = {"tile": tile, "programs": self._programs(tile, y.shape[0]), "pdl": self.pdl}
+        if isinstance(tile, StagedTile):
+            return partial(
+                staged_linear, x, weight, y, norm=self._norm, norm_weight=norm_weight,
+                **common, **extra,
+            )  # fmt: skip
+        return partial(norm_linear, x, norm_weight, weight, y, self._norm, **common, **extra)
+
+    def _linear(
+        self, tile: Tile | StagedTile, x: Tensor, weight: Tensor, y: Tensor, **extra: Any
+    ) -> Callable[[], None]:
+        """Bind a linear layer to the kernel its tile is for; only the plain one merges splits."""
+        programs = self._programs(tile, y.shape[0])
+        if isinstance(tile, StagedTile) and "lse" in extra:
+            tile, programs = Tile(8, 8, 1), self._sms
+        kernel = staged_linear if isinstance(tile, StagedTile) else linear_residual
+        return partial(
+            kernel, x, weight, y, tile=tile, programs=programs, pdl=self.pdl, **extra
+        )
+
+    def _plan(
+        self,
+        parameters: Mapping[str, Tensor],
+        rope_tables: Sequence[tuple[Tensor, Tensor]],
+        kv_cache: Sequence[tuple[Tensor, Tensor]],
+        max_context: int,
+    ) -> list[Callable[[], None]]:
+        """Bind every launch of a step to its buffers, in order."""
+        spec, tiles = self._spec, self._tiles
+        block, hidden = spec.block, spec.shape.hidden_size
+        sandwich = spec.norm.placement == "sandwich"
+        empty = partial(torch.zeros, dtype=self._x.dtype, device=self._x.device)
+        delta = empty(hidden) if sandwich else None
+        inner = empty(spec.shape.intermediate_size)
+        launches: list[Callable[[], None]] = []
+        x, x_other = self._x, self._x_other
+
+        def normed(post_weight: str, *, first: bool = False) -> dict[str, Tensor | None]:
+            """Arguments that add the last block's normed output; none for 'pre' norms."""
+            if not sandwich or first:
+                return {}
+            return {
+                "delta": delta,
+                "post_weight": parameters[post_weight],
+                "x_out": x_other,
+            }
+
+        for layer, attention in enumerate(spec.attention):
+            name = f"layers.{layer}."
+            k_cache, v_cache = kv_cache[layer]
+            capacity = k_cache.shape[1]
+            slots = min(capacity, max_context)
+            plan = attention_split(attention, slots, tiles.attention)
+            qkv_rows = (attention.num_heads + 2 * attention.num_kv_heads) * attention.head_dim
+            width = attention.num_heads * attention.head_dim
+            num_splits = -(-slots // plan.split)
+            qkv, out = empty(qkv_rows), empty((num_splits, width))
+            lse = empty((num_splits, attention.num_heads), dtype=torch.float32)
+            merge: dict[str, Any] = {}
+            if num_splits > 1:
+                merge = {
+                    "lse": lse, "position": self.position, "capacity": slots, "split": plan.split
+                }  # fmt: skip
+            cos, sin = rope_tables[layer]
+
+            extra = normed(f"layers.{layer - 1}.mlp_post_norm", first=layer == 0)
+            launches.append(
+                self._norm_linear(
+                    tiles.qkv, x, parameters[name + "attn_norm"], parameters[name + "qkv"], qkv,
+                    bias=parameters.get(name + "qkv_bias"), **extra,
+                )
+            )  # fmt: skip
+            if extra:
+                x, x_other = x_other, x
+            launches.append(
+                partial(
+                    chain_attention, qkv, k_cache, v_cache, self.position, cos, sin, out, lse,
+                    split=plan.split, block=plan.block, warps=plan.warps,
+                    max_slots=slots, softmax_scale=attention.softmax_scale,
+                    window=attention.window, logit_softcap=attention.logit_softcap,
+                    q_norm=parameters.get(name + "q_norm"),
+                    k_norm=parameters.get(name + "k_norm"),
+                    norm=self._norm if attention.qk_norm is not None else None, pdl=self.pdl,
+                )
+            )  # fmt: skip
+            launches.append(
+                self._linear(
+                    tiles.attn_out, out if merge else out[0], parameters[name + "attn_out"],
+                    delta if sandwich else x, residual=None if sandwich else x,
+                    bias=parameters.get(name + "attn_out_bias"), **merge,
+                )
+            )  # fmt: skip
+            extra = normed(name + "attn_post_norm")
+            launches.append(
+                self._norm_linear(
+                    tiles.gate_up, x, parameters[name + "mlp_norm"], parameters[name + "gate_up"],
+                    inner, bias=parameters.get(name + "gate_up_bias"),
+                    activation=block.activation, gated=block.gated, **extra,
+                )
+            )  # fmt: skip
+            if extra:
+                x, x_other = x_other, x
+            launches.append(
+                self._linear(
+                    tiles.mlp_out, inner, parameters[name + "mlp_out"], delta if sandwich else x,
+                    residual=None if sandwich else x, bias=parameters.get(name + "mlp_out_bias"),
+                )
+            )  # fmt: skip
+        launches.append(
+            partial(
+                lm_head, x, parameters["final_norm"], parameters.get("lm_head", self._embed),
+                self.logits, *self._candidates, self._norm, tile=tiles.lm_head,
+                softcap=block.final_logit_softcap, pdl=self.pdl,
+                **normed(f"layers.{spec.shape.num_layers - 1}.mlp_post_norm"),
+            )
+        )  # fmt: skip
+        return launches
+
+
+def supports(spec: ModelSpec) -> bool:
+    """Whether the fused kernels cover what the spec asks for."""
+    return spec.norm.placement in ("pre", "sandwich") and all(
+        layer.qk_norm in (None, "head") for layer in spec.attention
+    )
+
+
+def has_pdl(device: torch.device) -> bool:
+    """Whether the device can start a kernel before its predecessor ends."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def num_multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; 4 programs stand in for them in Triton's interpreter."""
+    if device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count

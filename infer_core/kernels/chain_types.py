@@ -1,0 +1,56 @@
+"""Values the kernels of the decode chain take: how to normalise, how to tile; and their checks."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """`x / sqrt(mean(x**2) + eps) * (weight + weight_offset)`, weighted before or after rounding."""
+
+    eps: float
+    weight_offset: float = 0.0
+    weight_in_fp32: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """How a matrix is cut: rows a tile, warps a program, programs per multiprocessor."""
+
+    rows: int
+    warps: int
+    per_sm: int
+
+
+@dataclass(frozen=True, slots=True)
+class StagedTile:
+    """How `staged_linear` cuts a matrix; a tile has 16 * warps / slices rows.
+
+    slices: pieces of a row's width (1, 2, 4 or 8); chunk: columns of a piece a stage holds;
+    stages: chunks in shared memory, of 32 * warps * chunk bytes each; ahead: chunks on their way at
+    a time before the wait; registers: limit a thread, so that the kernels before and after fit
+    beside it.
+    """
+
+    slices: int
+    chunk: int
+    warps: int
+    stages: int
+    per_sm: int = 1
+    ahead: int = 2
+    registers: int = 80
+
+
+def check_vectors(
+    kernel: str, dtype: torch.dtype, size: int, **vectors: torch.Tensor | None
+) -> None:
+    """Raise ValueError unless each vector given is contiguous [size] of that dtype."""
+    for name, vector in vectors.items():
+        if vector is None:
+            continue
+        if vector.shape != (size,) or vector.dtype != dtype or not vector.is_contiguous():
+            raise ValueError(
+                f"{kernel}: {name} must be contiguous [{size}] {dtype}; got "
+                f"{tuple(vector.shape)} {vector.dtype}, strides {vector.stride()}"
+            )

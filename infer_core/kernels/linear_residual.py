@@ -1,0 +1,242 @@
+"""A linear layer and the residual add in one kernel, for one token: y = residual + x @ weight.T + b.
+
+`x` is a vector, or the attention output still in splits (`lse` given), which every program merges:
+
+    weight[s, head] = exp(lse[s, head]) / sum over splits of the same
+    x[head, :]      = sum over splits of weight[s, head] * partial[s, head, :]
+
+Shapes  x [width], or partial [num_splits, num_heads * head_dim] with lse [num_splits, num_heads];
+        weight [num_rows, width]; y, residual [num_rows], which may be one buffer.
+Dtypes  all of one dtype, lse float32; sums are float32, rounded once before the residual add.
+Bound   memory: moves weight.nbytes (and the splits, from L2, once a program).
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from infer_core.kernels.chain_parts import dot_rows, load_rows, load_vector, split_width
+from infer_core.kernels.chain_types import Tile, check_vectors
+
+
+def merge_splits_ref(partial: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:
+    """Define the merge of attention splits; NaN rows are splits that hold no token yet."""
+    used = ~lse.isnan().any(-1)
+    share = torch.softmax(lse[used].to(torch.promote_types(partial.dtype, torch.float32)), dim=0)
+    heads = partial[used].unflatten(-1, (lse.shape[1], -1)).to(share.dtype)
+    return (share[..., None] * heads).sum(0).flatten().to(partial.dtype)
+
+
+def linear_residual_ref(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    lse: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Define the kernel in plain torch."""
+    if lse is not None:
+        x = merge_splits_ref(x, lse)
+    y = torch.nn.functional.linear(x, weight, bias)
+    return y if residual is None else residual + y
+
+
+@triton.jit
+def _merge_part(
+    partial_ptr,
+    lse_ptr,
+    num_used,
+    FIRST: tl.constexpr,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    VECTOR: tl.constexpr,
+    SPLITS_AT_ONCE: tl.constexpr,
+):
+    """Merge SIZE columns from FIRST on, of all used splits; float32 [SIZE], not yet rounded.
+
+    VECTOR divides HEAD_DIM: so many neighbouring columns share one lse load.
+    """
+    chunks = tl.arange(0, SIZE // VECTOR)
+    cols = FIRST + chunks[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
+    heads = (FIRST + chunks * VECTOR) // HEAD_DIM
+    inside = FIRST + chunks * VECTOR < WIDTH
+    best = tl.full((SIZE // VECTOR,), float("-inf"), tl.float32)
+    total = tl.zeros((SIZE // VECTOR,), tl.float32)
+    acc = tl.zeros((SIZE // VECTOR, VECTOR), tl.float32)
+    for first in range(0, num_used, SPLITS_AT_ONCE):
+        splits = first + tl.arange(0, SPLITS_AT_ONCE)
+        mask = (splits[:, None] < num_used) & inside[None, :]
+        partial = tl.load(
+            partial_ptr + splits[:, None, None] * WIDTH + cols[None, :, :],
+            mask=mask[:, :, None],
+            other=0.0,
+        )
+        lse = tl.load(
+            lse_ptr + splits[:, None] * (WIDTH // HEAD_DIM) + heads[None, :],
+            mask=mask,
+            other=float("-inf"),
+        )
+        new_best = tl.maximum(best, tl.max(lse, axis=0))
+        safe = tl.where(new_best == float("-inf"), 0.0, new_best)  # padded columns
+        share = tl.exp(lse - safe[None, :])
+        scale = tl.exp(best - safe)
+        total = total * scale + tl.sum(share, axis=0)
+        acc = acc * scale[:, None] + tl.sum(share[:, :, None] * partial.to(tl.float32), axis=0)
+        best = new_best
+    merged = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    return tl.reshape(merged, (SIZE,))
+
+
+@triton.jit
+def _linear_residual_kernel(
+    x_ptr,
+    lse_ptr,
+    position_ptr,
+    residual_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    num_rows,
+    capacity,
+    WIDTH: tl.constexpr,
+    MAIN: tl.constexpr,
+    REST: tl.constexpr,
+    ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    SPLIT: tl.constexpr,
+    VECTOR: tl.constexpr,
+    SPLITS_AT_ONCE: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    # SPLIT: cache slots a split, 0 when x is a plain vector
+    if PDL:
+        gdc_launch_dependents()
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    main, rest = load_rows(weight_ptr, rows, num_rows, WIDTH, MAIN, REST)
+    num_used = 0
+    if SPLIT > 0:
+        # written by the last kernel of an earlier launch, so it may be read before the wait
+        past = tl.minimum(tl.load(position_ptr), capacity)
+        num_used = tl.maximum(tl.cdiv(past, SPLIT), 1)
+
+    if PDL:
+        gdc_wait()  # above: only what no kernel of this step has written
+    dtype = y_ptr.dtype.element_ty
+    # before the long way to x, so that it is there when the products are
+    if HAS_RESIDUAL:
+        residual = tl.load(residual_ptr + rows, mask=rows < num_rows, other=0.0)
+    if SPLIT > 0:
+        x_main = _merge_part(
+            x_ptr, lse_ptr, num_used, 0, MAIN, WIDTH, HEAD_DIM, VECTOR, SPLITS_AT_ONCE
+        )  # fmt: skip
+        x_main = x_main.to(dtype).to(tl.float32)
+        x_rest = x_main
+        if REST > 0:
+            x_rest = _merge_part(
+                x_ptr, lse_ptr, num_used, MAIN, REST, WIDTH, HEAD_DIM, VECTOR, SPLITS_AT_ONCE
+            )  # fmt: skip
+            x_rest = x_rest.to(dtype).to(tl.float32)
+    else:
+        x_main, x_rest = load_vector(x_ptr, WIDTH, MAIN, REST)
+        x_main = x_main.to(tl.float32)
+        x_rest = x_rest.to(tl.float32)
+
+    for _ in range(tl.program_id(0), tl.cdiv(num_rows, ROWS), tl.num_programs(0)):
+        # the next tile is on its way while this one is multiplied
+        next_rows = rows + tl.num_programs(0) * ROWS
+        next_main, next_rest = load_rows(weight_ptr, next_rows, num_rows, WIDTH, MAIN, REST)
+
+        inside = rows < num_rows
+        acc = dot_rows(main, rest, x_main, x_rest, REST)
+        if HAS_BIAS:
+            acc += tl.load(bias_ptr + rows, mask=inside, other=0.0).to(tl.float32)
+        y = acc.to(dtype)
+        if HAS_RESIDUAL:
+            y = (residual.to(tl.float32) + y.to(tl.float32)).to(dtype)
+            residual = tl.load(residual_ptr + next_rows, mask=next_rows < num_rows, other=0.0)
+        tl.store(y_ptr + rows, y, mask=inside)
+
+        rows = next_rows
+        main, rest = next_main, next_rest
+
+
+def linear_residual(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    tile: Tile,
+    programs: int,
+    residual: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+    position: torch.Tensor | None = None,
+    capacity: int = 0,
+    split: int = 0,
+    pdl: bool = False,
+) -> None:
+    """Launch the kernel into `y`; as `linear_residual_ref`, reading only the used splits.
+
+    With `lse`, `position` (int32 [1]), `capacity` and `split` (slots of the cache, slots of a
+    split) say how many splits the attention of this step wrote.
+
+    Raises:
+        ValueError: a shape, dtype or stride differs from the docstring of this file.
+    """
+    num_rows, width = weight.shape
+    if lse is None:
+        check_vectors("linear_residual", weight.dtype, width, x=x)
+    elif position is None or split < 1 or capacity < 1:
+        raise ValueError(
+            f"linear_residual: lse needs position, capacity >= 1 and split >= 1; "
+            f"got position {position}, capacity {capacity}, split {split}"
+        )
+    elif (
+        x.dtype != weight.dtype
+        or not (x.is_contiguous() and lse.is_contiguous())
+        or x.shape != (lse.shape[0], width)
+        or width % lse.shape[1]
+        or lse.shape[0] * split < capacity
+    ):
+        raise ValueError(
+            f"linear_residual: partial must be contiguous [num_splits, {width}] {weight.dtype} and "
+            f"lse [num_splits, num_heads], num_splits * {split} >= {capacity}; got "
+            f"{tuple(x.shape)} {x.dtype} and {tuple(lse.shape)}"
+        )
+    check_vectors("linear_residual", weight.dtype, num_rows, y=y, residual=residual, bias=bias)
+    if not weight.is_contiguous():
+        raise ValueError(f"linear_residual: weight must be contiguous, has {weight.stride()}")
+    main, rest = split_width(width)
+    head_dim = 1 if lse is None else width // lse.shape[1]
+    _linear_residual_kernel[(min(programs, triton.cdiv(num_rows, tile.rows)),)](
+        x,
+        x if lse is None else lse,
+        x if position is None else position,
+        x if residual is None else residual,
+        weight,
+        weight if bias is None else bias,
+        y,
+        num_rows,
+        capacity,
+        WIDTH=width,
+        MAIN=main,
+        REST=rest,
+        ROWS=tile.rows,
+        HEAD_DIM=head_dim,
+        SPLIT=0 if lse is None else split,
+        VECTOR=math.gcd(head_dim, min(8, max(1, main // (32 * tile.warps)))),
+        SPLITS_AT_ONCE=1 if lse is None else min(4, triton.next_power_of_2(lse.shape[0])),
+        HAS_RESIDUAL=residual is not None,
+        HAS_BIAS=bias is not None,
+        PDL=pdl,
+        num_warps=tile.warps,
+        num_stages=1,
+        launch_pdl=pdl,
+    )

@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+
+@pytest.fixture
+def device():
+    return "cuda" if torch.cuda.is_available() else "cpu"  # on a CPU Triton's interpreter runs
+
+
+@pytest.fixture(
+    params=[
+        torch.float32,
+        torch.float16,
+        # Triton's interpreter truncates to bfloat16 where the GPU rounds to nearest.
+        pytest.param(torch.bfloat16, marks=pytest.mark.gpu),
+    ],
+    ids=str,
+)
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def poison_uninitialised_memory(monkeypatch):
+    """Fill fresh buffers with NaN, so that an element the kernel never wrote fails the test."""
+
+    def poisoned(real):
+        def fresh(*args, **kwargs):
+            buffer = real(*args, **kwargs)
+            return buffer.fill_(float("nan")) if buffer.is_floating_point() else buffer
+
+        return fresh
+
+    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_every_run():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def assert_as_accurate_as_eager():
+    """Hold a kernel to twice eager torch's error against float64, and a unit of rounding.
+
+    The rest, eps * max, is what rounding the result once may cost each of the two, and
+    `allowance` what the hardware's own functions may.
+    """
+
+    def check(kernel, eager, truth, allowance=0.0):
+        assert kernel.dtype == eager.dtype
+        assert kernel.shape == eager.shape == truth.shape
+        assert truth.dtype == torch.float64
+        assert torch.isfinite(kernel).all()
+        eager_error = (eager - truth).abs().max()
+        kernel_error = (kernel - truth).abs().max()
+        bound = 2 * eager_error + torch.finfo(kernel.dtype).eps * truth.abs().max() + allowance
+        assert kernel_error <= bound, f"{kernel_error:.3e} > {bound:.3e} (eager {eager_error:.3e})"
+
+    return check
+
+
+@pytest.fixture
+def softmax_allowance():
+    """Give what exp2 in hardware may cost attention over values as large as `qkv`'s.
+
+    ex2.approx.ftz.f32 errs by 2**-22.5 of its result (PTX ISA); a weight is a quotient of two
+    such sums and the output an average of v under the weights. The interpreter's exp2 is exact.
+    """
+
+    def allowance(qkv):
+        return 2 * 2**-22.5 * float(qkv.abs().max()) if qkv.is_cuda else 0.0
+
+    return allowance

@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from infer_core.kernels.chain_attention import chain_attention, chain_attention_ref
+from infer_core.kernels.chain_types import Norm
+from infer_core.kernels.linear_residual import merge_splits_ref
+
+
+@pytest.mark.parametrize("position", [0, 1, 15, 16, 39, 47, 48, 131], ids=lambda p: f"at{p}")
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim", "rotary", "options"),
+    [
+        pytest.param(2, 2, 64, 64, {}, id="one-head-a-group"),
+        pytest.param(6, 2, 40, 40, {"block": 16}, id="groups-of-3-head-dim-40"),
+        pytest.param(4, 1, 256, 256, {"norm": Norm(1e-6, 1.0, True)}, id="head-dim-256-qk-norm"),
+        pytest.param(8, 1, 64, 32, {"softcap": 4.0}, id="group-of-8-partial-rotary-softcap"),
+        pytest.param(4, 2, 32, 32, {"window": 20, "norm": Norm(1e-6)}, id="window-in-full-cache"),
+    ],
+)
+def test_chain_attention_is_as_accurate_as_eager_torch(
+    num_heads, num_kv_heads, head_dim, rotary, options, position, dtype, device,
+    assert_as_accurate_as_eager,
+):  # fmt: skip
+    capacity, split = 48, 32
+    norm = options.get("norm")
+    qkv = torch.randn((num_heads + 2 * num_kv_heads) * head_dim).to(device, dtype)
+    k_cache, v_cache = (
+        torch.randn(num_kv_heads, capacity, head_dim).to(device, dtype) for _ in range(2)
+    )
+    k_cache[:, position:], v_cache[:, position:] = float("nan"), float("nan")  # not written yet
+    angles = torch.rand(position + 1, rotary // 2, device=device) * 6
+    cos, sin = angles.cos(), angles.sin()
+    weights = {"q_norm": None, "k_norm": None, "norm": None}
+    if norm is not None:
+        weights = {
+            "q_norm": (1 + 0.1 * torch.randn(head_dim) - norm.weight_offset).to(device, dtype),
+            "k_norm": (1 + 0.1 * torch.randn(head_dim) - norm.weight_offset).to(device, dtype),
+            "norm": norm,
+        }
+    same = {
+        "softmax_scale": head_dim**-0.5,
+        "window": options.get("window"),
+        "logit_softcap": options.get("softcap"),
+    }
+    caches = [(k_cache.clone(), v_cache.clone()) for _ in range(2)]
+    wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in weights.items()}
+    truth = chain_attention_ref(
+        qkv.double(), k_cache.double(), v_cache.double(), position, cos.double(), sin.double(),
+        num_heads=num_heads, **same, **wide,
+    )  # fmt: skip
+    eager = chain_attention_ref(
+        qkv, *caches[0], position, cos, sin, num_heads=num_heads, **same, **weights
+    )
+    partial = torch.empty(2, num_heads * head_dim, dtype=dtype, device=device)
+    lse = torch.empty(2, num_heads, device=device)
+
+    chain_attention(
+        qkv, *caches[1], torch.tensor([position], dtype=torch.int32, device=device), cos, sin,
+        partial, lse, split=split, block=options.get("block", 32), **same, **weights,
+    )  # fmt: skip
+
+    assert_as_accurate_as_eager(merge_splits_ref(partial, lse), eager, truth)
+    for kernel_cache, eager_cache in zip(caches[1], caches[0], strict=True):
+        torch.testing.assert_close(kernel_cache, eager_cache, equal_nan=True)
+
+
+def test_chain_attention_refuses_splits_that_do_not_cover_the_cache(device):
+    cache = torch.zeros(1, 64, 16, device=device)
+    table = torch.zeros(64, 8, device=device)
+    with pytest.raises(ValueError, match="2 splits of 16 slots do not cover"):
+        chain_attention(
+            torch.zeros(48, device=device), cache, cache.clone(),
+            torch.zeros(1, dtype=torch.int32, device=device), table, table,
+            torch.zeros(2, 16, device=device), torch.zeros(2, 1, device=device),
+            split=16, softmax_scale=1.0,
+        )  # fmt: skip

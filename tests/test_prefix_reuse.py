@@ -1,0 +1,161 @@
+"""A request that continues another one: what stays in the KV cache changes no token."""
+
+import pytest
+import torch
+from toy_specs import toy_spec
+
+from infer_core import Engine, SamplingParams
+from infer_core.weights import dummy_weights
+
+VOCAB = toy_spec().shape.vocab_size
+SPECS = {
+    "full": {},
+    "window-in-a-full-cache": {"window": 8},
+    "ring": {"window": 8, "ring": True},
+    "ring-longer-than-the-conversation": {"window": 200, "ring": True},
+}
+
+
+def ids(length, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, VOCAB, (length,), generator=generator).tolist()
+
+
+def engine_of(spec, **options):
+    weights = dummy_weights(spec, device="cpu", dtype=torch.float32, seed=1)
+    return Engine(spec, weights, **options)
+
+
+def run(engine, prompt, count=12, *, stop_after=None, reuse=True, sampling=None):
+    """Generate, collecting the logits of every step."""
+    rows = []
+    steps = engine.stream(
+        prompt,
+        max_new_tokens=count,
+        sampling=sampling,
+        reuse_prefix=reuse,
+        on_logits=lambda logits, token: rows.append(logits.clone()),
+    )
+    stop = None
+    while True:
+        try:
+            steps.send(stop)
+        except StopIteration as done:
+            return done.value, torch.stack(rows)
+        stop = stop_after is not None and len(rows) >= stop_after
+
+
+@pytest.mark.parametrize("chunk", [2048, 5], ids=["at-once", "in-pieces"])
+@pytest.mark.parametrize("sizes", SPECS.values(), ids=SPECS.keys())
+def test_a_continued_request_gives_what_a_fresh_one_gives(sizes, chunk):
+    engine = engine_of(toy_spec(**sizes), prefill_chunk=chunk)
+    prompt, in_cache = ids(11), 0
+
+    for turn in range(4):
+        reused, logits = run(engine, prompt)
+        fresh, expected = run(engine_of(toy_spec(**sizes)), prompt, reuse=False)
+        assert reused.tokens == fresh.tokens
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+        assert reused.num_cached_tokens == in_cache
+        # everything but the answer's last token, whose keys nobody needed yet
+        in_cache = len(prompt) + len(reused.tokens) - 1
+        prompt = [*prompt, *reused.tokens, *ids(3, seed=turn)]
+
+
+@pytest.mark.parametrize("sizes", SPECS.values(), ids=SPECS.keys())
+@pytest.mark.parametrize("common", [0, 1, 10, 15, 19, 20])
+def test_a_prompt_that_departs_from_the_cache_gives_what_a_fresh_one_gives(sizes, common):
+    engine = engine_of(toy_spec(**sizes))
+    first = ids(17)
+    answer, _ = run(engine, first, 4)
+    cached = [*first, *answer.tokens][:20]
+    other = next(token for token in range(3, VOCAB) if token not in cached)
+    prompt = [*cached[:common], other, *ids(5, seed=9)]
+
+    reused, logits = run(engine, prompt)
+    fresh, expected = run(engine_of(toy_spec(**sizes)), prompt, reuse=False)
+
+    assert reused.tokens == fresh.tokens
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+    lost = sizes.get("ring") and sizes["window"] < 20 and common < 19
+    assert reused.num_cached_tokens == (0 if lost else common)
+
+
+def test_the_same_prompt_again_runs_its_last_token_only():
+    engine = engine_of(toy_spec())
+    first, _ = run(engine, ids(9))
+    again, _ = run(engine, ids(9))
+    assert (again.num_cached_tokens, again.tokens) == (8, first.tokens)
+
+
+@pytest.mark.parametrize("sizes", SPECS.values(), ids=SPECS.keys())
+def test_a_conversation_that_outgrows_its_context_moves_without_starting_over(sizes):
+    spec = toy_spec(**sizes, max_context=4096)
+    engine = engine_of(spec)
+    prompt = ids(1000)
+    first, _ = run(engine, prompt, 20)
+    longer = [*prompt, *first.tokens, *ids(40, seed=3)]
+
+    reused, logits = run(engine, longer)
+    fresh, expected = run(engine_of(spec), longer, reuse=False)
+
+    assert reused.num_cached_tokens == 1019
+    assert reused.kv_cache_bytes > first.kv_cache_bytes
+    assert reused.tokens == fresh.tokens
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_without_a_kv_cache_nothing_is_reused():
+    engine = engine_of(toy_spec(), kv_cache=False)
+    run(engine, ids(9), 3)
+    assert run(engine, ids(9), 3)[0].num_cached_tokens == 0
+
+
+def test_a_stopped_request_can_be_continued():
+    spec = toy_spec(window=8, ring=True)
+    engine = engine_of(spec)
+    stopped, _ = run(engine, ids(17), 12, stop_after=5)
+    assert (stopped.finish_reason, len(stopped.tokens)) == ("stop", 5)
+
+    prompt = [*ids(17), *stopped.tokens, 4]
+    reused, _ = run(engine, prompt)
+    assert reused.num_cached_tokens == 21
+    assert reused.tokens == run(engine_of(spec), prompt, reuse=False)[0].tokens
+
+
+def test_a_repetition_penalty_sees_the_reused_tokens_too():
+    penalty = SamplingParams(repetition_penalty=3.0)
+    engine = engine_of(toy_spec())
+    first, _ = run(engine, ids(9), sampling=penalty)
+    prompt = [*ids(9), *first.tokens, 5]
+
+    reused, _ = run(engine, prompt, sampling=penalty)
+
+    assert reused.num_cached_tokens > 0
+    assert reused.tokens == run(engine_of(toy_spec()), prompt, sampling=penalty)[0].tokens
+
+
+def test_a_request_that_failed_leaves_nothing_to_reuse():
+    engine = engine_of(toy_spec())
+    run(engine, ids(9), 3)
+    failing = engine.stream(
+        ids(9), max_new_tokens=3, reuse_prefix=True, on_logits=lambda logits, token: 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        next(failing)
+    good, _ = run(engine, [*ids(9)], 3)
+    assert good.tokens == run(engine_of(toy_spec()), ids(9), 3)[0].tokens
+
+
+def test_on_token_stops_generate_by_returning_true():
+    engine = engine_of(toy_spec())
+    seen = []
+
+    def stop_at_three(token):
+        seen.append(token)
+        return len(seen) == 3
+
+    generation = engine.generate(ids(9), max_new_tokens=12, on_token=stop_at_three)
+
+    assert (generation.finish_reason, generation.tokens) == ("stop", seen)
+    assert len(generation.step_ms) == 2
