@@ -36,6 +36,7 @@ class Line:
     name: str
     colour: int
     points: Sequence[tuple[float, float]]
+    dashed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,8 @@ def lines(
         title = escape(f"{item.name}: {first:.1f} at the left, {last:.1f} at the right")
         parts.append(
             f'<polyline points="{path}" stroke-width="2" stroke-linejoin="round" '
-            f'class="s{colour}"><title>{title}</title></polyline>'
+            f'class="s{colour}{" dashed" if item.dashed else ""}">'
+            f"<title>{title}</title></polyline>"
         )
         if dots or len(spots) == 1:
             for (x, y), (_, value) in zip(spots, item.points, strict=True):

@@ -39,6 +39,7 @@ def to_page(reports: Sequence[Report]) -> str:
             "Decode step times",
             "Distribution of all steps of all trials, in ms; the axis runs from P1 to P99.",
             _steps,
+            apart=True,
         ),
         _panels(
             newest,
@@ -104,29 +105,41 @@ def _tiles(report: Report) -> str:
 
 
 def _panels(
-    report: Report, title: str, about: str, draw: Callable[[Report, list[Column]], str | None]
+    report: Report,
+    title: str,
+    about: str,
+    draw: Callable[[Report, list[Column]], str | None],
+    *,
+    apart: bool = False,
 ) -> str:
-    """Draw one panel a model; engines share it and are told apart by colour."""
+    """Draw one panel a model, where colours tell engines apart, or one for each of its engines."""
+    groups = [
+        [column for column in columns(report) if column.model == model.name]
+        for model in report.models
+    ]
+    if apart:
+        groups = [[column] for group in groups for column in group]
+    labels = {model.name: model.label for model in report.models}
     figures = []
-    for model in report.models:
-        of_model = [column for column in columns(report) if column.model == model.name]
-        drawing = draw(report, of_model)
+    for group in groups:
+        drawing = draw(report, group)
         if drawing is not None:
-            caption = f"<figcaption><b>{escape(model.label)}</b> {escape(model.name)}</figcaption>"
+            label = group[0].label if apart else labels[group[0].model]
+            caption = f"<figcaption><b>{escape(label)}</b> {escape(group[0].model)}</figcaption>"
             figures.append(f"<figure>{caption}{drawing}</figure>")
     if not figures:
         return ""
-    legend = _legend(enumerate(report.engines)) if len(report.engines) > 1 else ""
+    legend = _legend(report.engines) if len(report.engines) > 1 else ""
     return (
         f"<section><h2>{escape(title)}</h2><p class='soft'>{escape(about)}</p>{legend}"
         f"<div class='panels'>{''.join(figures)}</div></section>"
     )
 
 
-def _legend(names: Iterable[tuple[int, str]]) -> str:
+def _legend(names: Iterable[str]) -> str:
     spans = "".join(
         f'<span style="--colour: var(--c{index % NUM_COLOURS})">{escape(name)}</span>'
-        for index, name in names
+        for index, name in enumerate(names)
     )
     return f"<div class='legend'>{spans}</div>"
 
@@ -201,36 +214,37 @@ def _rows(report: Report, of_model: list[Column]) -> list[Row]:
 
 
 def _history(reports: Sequence[Report]) -> str:
-    """Draw the headline number of every model and engine over several reports."""
+    """Draw throughput over several reports: a panel a config, a colour a model."""
     if len(reports) < 2:
         return ""
-    metric = METRICS["e2e_tokens_per_s"]
     tracks: dict[str, dict[tuple[str, str], list[tuple[float, float]]]] = {}
     for index, report in enumerate(reports):
         labels = {model.name: model.label for model in report.models}
         for row in report.rows:
-            value = metric.value(row)
+            value = METRICS["e2e_tokens_per_s"].value(row)
             if value is not None:
                 track = tracks.setdefault(row.case, {})
                 track.setdefault((labels[row.model], row.engine), []).append((index, value))
-    names = list(dict.fromkeys(key for track in tracks.values() for key in track))
+    names = list(dict.fromkeys(label for track in tracks.values() for label, _ in track))
+    first = reports[-1].engines[0]
+    others = sorted({engine for track in tracks.values() for _, engine in track} - {first})
     dates = [f"{report.created:%Y-%m-%d}" for report in reports]
     figures = []
     for case, track in tracks.items():
         drawn = [
-            Line(f"{label} on {engine}", names.index((label, engine)), points)
+            Line(f"{label} on {engine}", names.index(label), points, dashed=engine != first)
             for (label, engine), points in track.items()
         ]
         caption = f"<figcaption><b>{escape(case)}</b> E2E tok/s</figcaption>"
         figures.append(f"<figure>{caption}{lines(drawn, x_names=dates, dots=True)}</figure>")
-    legend = _legend((n, f"{label} on {engine}") for n, (label, engine) in enumerate(names))
-    hardware = {heading(report)[0] for report in reports}
-    warning = (
-        "" if len(hardware) == 1 else " <span class='bad'>Hardware differs between them.</span>"
-    )
+    about = f"{len(reports)} reports, oldest left"
+    if others:
+        about += f"; {first} drawn through, {', '.join(others)} dashed"
+    differs = len({heading(report)[0] for report in reports}) > 1
+    warning = " <span class='bad'>The hardware differs between them.</span>" if differs else ""
     return (
-        f"<section><h2>History</h2><p class='soft'>{len(reports)} reports, oldest left."
-        f"{warning}</p>{legend}<div class='panels'>{''.join(figures)}</div></section>"
+        f"<section><h2>History</h2><p class='soft'>{escape(about)}.{warning}</p>"
+        f"{_legend(names)}<div class='panels'>{''.join(figures)}</div></section>"
     )
 
 

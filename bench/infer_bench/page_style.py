@@ -50,7 +50,7 @@ svg text { fill: var(--soft); font-size: 11px; }
 svg text.value { fill: var(--ink); }
 svg .grid { stroke: var(--grid); stroke-width: 1; }
 svg .floor { stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 4 3; }
-svg .rail { fill: var(--grid); }
+svg .dashed { stroke-dasharray: 5 4; }
 .legend { display: flex; flex-wrap: wrap; gap: 0.25rem 1.1rem; margin: 0.4rem 0 0.6rem; }
 .legend span::before {
   content: ""; display: inline-block; width: 0.8em; height: 0.8em; margin-right: 0.4em;
