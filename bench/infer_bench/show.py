@@ -17,7 +17,7 @@ def print_report(report: Report, *, as_json: bool) -> None:
         print("\n".join(heading(report)), end="\n\n")
         print_tables(report_tables(report))
         if lines := summary_lines(report):
-            print("\n".join(lines), end="\n\n")
+            print(_printable("\n".join(lines)), end="\n\n")
     for line in failure_lines(report):
         print(line, file=sys.stderr)
 
@@ -37,3 +37,13 @@ def print_tables(tables: Iterable[Table]) -> None:
             console.print(to_rich(table), end="\n\n")
     else:
         print("\n".join(map(to_markdown, tables)))
+
+
+def _printable(text: str) -> str:
+    """Draw bars with '#' where stdout's encoding has no blocks; they must not end a run."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.replace("\N{FULL BLOCK}", "#").encode("ascii", "ignore").decode()
+    return text

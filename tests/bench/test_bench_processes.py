@@ -4,9 +4,11 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from infer_bench.backend import Backend
@@ -62,6 +64,18 @@ def test_a_cell_in_its_own_process_has_a_cold_start_and_all_that_others_have(ben
     # an interpreter with torch in it does not start in a tenth of a second
     assert 0.1 < row.cold_start_s < 60
     assert (row.loaded.num_cpu_threads, row.parity.agrees) == (1, True)
+
+
+def test_a_report_of_a_whole_run_names_no_user_host_or_path(bench, make_plugin, tmp_path):
+    make_plugin(edits={SHAPE: f"{IN_WORKER}open({str(tmp_path / 'gone')!r})\n    {SHAPE}"})
+
+    _, report, _ = bench("--json")
+
+    text = report.to_json()
+    assert ".../gone" in report.rows[0].reason
+    assert str(tmp_path) not in text
+    assert str(Path.home()) not in text
+    assert socket.gethostname() not in text
 
 
 def test_what_a_plugin_prints_does_not_disturb_the_news_of_a_worker(bench, make_plugin):
