@@ -1,32 +1,25 @@
-"""Command line of infer-bench; importing it imports neither torch nor triton."""
+"""Command line of infer-bench: the options, and nothing that makes `--help` slow.
+
+Importing this module imports neither torch nor pydantic; what a command needs is imported when
+it runs.
+"""
 
 import signal
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 
-from infer_bench.backend import Backend
-from infer_bench.cases import SUITES, Case, named_cases
-from infer_bench.cli_reports import (
-    DEFAULT_FOLDER,
-    add_report_commands,
-    check_metrics,
-    complain,
-    percent,
-)
+from infer_bench.cli_reports import DEFAULT_FOLDER, add_report_commands, exit_code_of
 from infer_bench.errors import UsageError
-from infer_bench.exit_codes import EXIT_FAILURES, EXIT_INTERRUPTED, EXIT_USAGE
-from infer_bench.gate import Gate
-from infer_bench.report import Settings
-from infer_bench.session import MakeLauncher, Request, own_processes, run_session
-from infer_core import InferError, SamplingParams
+
+if TYPE_CHECKING:
+    from infer_bench.backend import Backend
+    from infer_bench.session import MakeLauncher
 
 AD_HOC = "One ad-hoc case instead of fixed configs"
 GATE = "Baselines and the gate"
-EXTRA_WARMUPS = 3
 
 
 class Suite(StrEnum):
@@ -63,11 +56,13 @@ def main() -> None:
     """Run infer-bench."""
     # a run that is told to end keeps its finished rows, as after Ctrl-C
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    make_app(Backend())()
+    make_app()()
 
 
-def make_app(backend: Backend, make_launcher: MakeLauncher = own_processes) -> typer.Typer:
-    """Build the command over a machine; tests bring their own."""
+def make_app(
+    backend: "Backend | None" = None, make_launcher: "MakeLauncher | None" = None
+) -> typer.Typer:
+    """Build the command; tests bring their own machine, and their own way to start jobs."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     add_report_commands(app)
 
@@ -219,29 +214,35 @@ def make_app(backend: Backend, make_launcher: MakeLauncher = own_processes) -> t
             "min_p": min_p,
             "repetition_penalty": repetition_penalty,
         }
-        try:
+
+        def run() -> int:
+            from infer_bench import choices
+            from infer_bench.backend import Backend
+            from infer_bench.gate import Gate
+            from infer_bench.session import Request, own_processes, run_session
+
             if resume and not save:
                 raise UsageError("--resume reads and writes a folder of reports; drop --no-save")
             if not save and output_dir is not None:
                 raise UsageError("--no-save writes no report, so --output-dir has no use; drop one")
             if revision is not None and len(model or ()) != 1:
                 raise UsageError("--revision needs exactly one --model, a hub id; give that")
-            chosen, cases = _choose_cases(
-                suite, config or [], {name: v for name, v in ad_hoc.items() if v is not None}
+            chosen, cases = choices.cases(
+                suite.value if suite else None,
+                config or [],
+                {name: value for name, value in ad_hoc.items() if value is not None},
             )
             request = Request(
                 suite=chosen,
                 cases=cases,
                 models=tuple(model or ()),
                 revision=revision,
-                engines=_engines(engine),
-                settings=Settings(
+                engines=choices.engines(engine),
+                settings=choices.settings(
                     seed=seed,
                     warmup=warmup,
-                    # a run that is not to be warmed up is not
-                    max_warmup=warmup + EXTRA_WARMUPS if warmup else 0,
                     trials=trials,
-                    max_trials=max(trials, max_trials),
+                    max_trials=max_trials,
                     dtype=dtype.value if dtype else None,
                     weights=weights.value,
                     kv_cache=kv_cache,
@@ -256,63 +257,13 @@ def make_app(backend: Backend, make_launcher: MakeLauncher = own_processes) -> t
                 gate=Gate(
                     save_as=save_baseline,
                     against=baseline,
-                    metrics=check_metrics(metric),
-                    max_regress=percent(max_regress),
+                    metrics=choices.metrics(metric),
+                    max_regress=choices.percent(max_regress),
                     force=force,
                 ),
             )
-            code = run_session(request, backend, make_launcher)
-        except UsageError as error:
-            code = complain(error, EXIT_USAGE)
-        except InferError as error:
-            code = complain(error, EXIT_FAILURES)
-        except KeyboardInterrupt:
-            code = EXIT_INTERRUPTED
-        raise typer.Exit(code)
+            return run_session(request, backend or Backend(), make_launcher or own_processes)
+
+        raise typer.Exit(exit_code_of(run))
 
     return app
-
-
-def _choose_cases(
-    suite: Suite | None, configs: list[str], ad_hoc: dict[str, Any]
-) -> tuple[str, tuple[Case, ...]]:
-    """Take the suite, the named configs or the one ad-hoc case; only one of them may be given."""
-    first = f"--{next(iter(ad_hoc), '').replace('_', '-')}"
-    if suite and configs:
-        raise UsageError("--suite is a set of configs and --config names single ones; give one")
-    if ad_hoc and (suite or configs):
-        fixed = "--suite" if suite else "--config"
-        raise UsageError(
-            f"{first} describes an ad-hoc case and {fixed} picks fixed ones; drop {fixed} or "
-            "the ad-hoc options"
-        )
-    if configs:
-        return "configs", named_cases(configs)
-    if ad_hoc:
-        return "ad-hoc", (_ad_hoc_case(**ad_hoc),)
-    name = (suite or Suite.quick).value
-    return name, named_cases(SUITES[name])
-
-
-def _ad_hoc_case(prompt_tokens: int = 256, max_new_tokens: int = 256, **sampling: Any) -> Case:
-    try:
-        params = SamplingParams(**sampling)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "".join(f"--{part}: ".replace("_", "-") for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"{option}{message}") from error
-    return Case(
-        name="ad-hoc",
-        prompt_tokens=prompt_tokens,
-        max_new_tokens=max_new_tokens,
-        sampling=params,
-    )
-
-
-def _engines(given: list[str] | None) -> tuple[str, ...]:
-    """Split what may be repeated, comma-separated or both."""
-    names = [part.strip() for one in given or ["infer"] for part in one.split(",")]
-    if not all(names):
-        raise UsageError(f"--engine {','.join(given or [])!r} holds an empty name")
-    return tuple(names)

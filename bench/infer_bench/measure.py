@@ -1,8 +1,8 @@
 """Measure the cells of one job, in this process; a failure is a row and never stops the others."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from infer_bench.backend import Backend
@@ -13,10 +13,11 @@ from infer_bench.errors import EngineUnavailable
 from infer_bench.gpu_state import GpuActivity
 from infer_bench.intervals import is_steady, is_tight
 from infer_bench.job import Job, Listener
-from infer_bench.metrics import Facts, summarise, tokens_sha256
+from infer_bench.metrics import Facts, summarise
 from infer_bench.parity import NUM_TOKENS, judge
-from infer_bench.report import LoadedModel, Parity, Row, Sample, Status, WarmUp
+from infer_bench.report import LoadedModel, Parity, Row, Status, WarmUp
 from infer_bench.targets import describe
+from infer_bench.trials import Trials, why_invalid, why_unequal
 from infer_core import SamplingParams
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class _Cell:
 
     def measure(self, case: Case) -> Row:
         """Warm up, time trials, check tokens; whatever goes wrong becomes the row's reason."""
-        trials = _Trials()
+        trials = Trials()
         try:
             return self._row(case, trials)
         except Exception as error:
@@ -114,7 +115,7 @@ class _Cell:
             known = {"loaded": self.loaded, "samples": tuple(trials.samples)}
             return row.model_copy(update=known)
 
-    def _row(self, case: Case, trials: "_Trials") -> Row:
+    def _row(self, case: Case, trials: "Trials") -> Row:
         job, settings, backend = self.job, self.job.settings, self.backend
         vocab_size = self.model.spec.shape.vocab_size
         prompt = prompt_ids(case.prompt_tokens, vocab_size=vocab_size, seed=settings.seed)
@@ -138,7 +139,7 @@ class _Cell:
         # a row is judged by the trials themselves before anything else is run
         greedy = case.sampling.greedy
         agree = len({sample.tokens_sha256 for sample in trials.samples}) == 1
-        reason = _why_invalid(trials.samples, case, trials_agree=agree)
+        reason = why_invalid(trials.samples, case, trials_agree=agree)
         parity = None
         if reason is None:
             count = min(NUM_TOKENS, case.max_new_tokens)
@@ -146,7 +147,7 @@ class _Cell:
             if not greedy or case.sampling.repetition_penalty != 1:
                 tokens = run("greedy", sampling=SamplingParams(), max_new_tokens=count).tokens
             parity = self._check_parity(prompt, tokens[:count])
-            reason = _why_unequal(parity)
+            reason = why_unequal(parity)
 
         metrics = None
         if reason is None:
@@ -186,7 +187,7 @@ class _Cell:
         stable = is_steady(seconds, within=STEADY_WITHIN)
         return WarmUp(num_runs=len(seconds), wall_s=wall_s, stable=stable), cold_start_s
 
-    def _take_trials(self, whole: Callable[[str], "Generation"], trials: "_Trials") -> None:
+    def _take_trials(self, whole: Callable[[str], "Generation"], trials: "Trials") -> None:
         """Time trials until their median is known well enough, or the limit is reached."""
         settings = self.job.settings
         began = time.perf_counter()
@@ -227,64 +228,6 @@ class _Cell:
             ceilings=ceilings,
             energy_j=activity.energy_j if activity else None,
         )
-
-
-@dataclass(slots=True)
-class _Trials:
-    """Samples so far, and the tokens of the latest."""
-
-    samples: list[Sample] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-
-    def add(self, generation: "Generation") -> None:
-        self.tokens = generation.tokens
-        self.samples.append(
-            Sample(
-                num_tokens=len(generation.tokens),
-                ttft_ms=generation.ttft_ms,
-                step_ms=tuple(round(step, 5) for step in generation.step_ms),
-                decode_s=generation.decode_s,
-                e2e_s=generation.e2e_s,
-                warm_up_s=generation.warm_up_s,
-                kv_cache_bytes=generation.kv_cache_bytes,
-                tokens_sha256=tokens_sha256(generation.tokens),
-            )
-        )
-
-
-def _why_invalid(samples: Sequence[Sample], case: Case, *, trials_agree: bool) -> str | None:
-    """Say why no number may be taken from these trials; None when all is well."""
-    for number, sample in enumerate(samples, start=1):
-        if sample.num_tokens != case.max_new_tokens:
-            return (
-                f"trial {number} generated {sample.num_tokens} tokens instead of "
-                f"exactly {case.max_new_tokens}"
-            )
-        if len(sample.step_ms) != case.max_new_tokens - 1:
-            return (
-                f"trial {number} timed {len(sample.step_ms)} decode steps instead of "
-                f"{case.max_new_tokens - 1}"
-            )
-        times = [sample.e2e_s, sample.ttft_ms, *sample.step_ms]
-        if sample.step_ms:
-            times.append(sample.decode_s)
-        if min(times) <= 0:
-            return f"trial {number} holds a time that is not above zero"
-    if case.sampling.greedy and not trials_agree:
-        prints = ", ".join(sample.tokens_sha256 for sample in samples)
-        return f"greedy trials gave different tokens (fingerprints {prints})"
-    return None
-
-
-def _why_unequal(parity: Parity | None) -> str | None:
-    if parity is None or parity.agrees:
-        return None
-    return (
-        f"greedy tokens are not those of the plain path ({parity.path}): "
-        f"{parity.num_equal} of the first {parity.num_tokens} equal, the worst is "
-        f"{parity.largest_gap:.2g} standard deviations of the logits below the best token; "
-        f"rounding explains {parity.tolerance:g}"
-    )
 
 
 def _failed(job: Job, case: Case, error: Exception) -> Row:

@@ -1,12 +1,13 @@
 """Reports as one HTML page that needs nothing else: no script, no network, no other file."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from statistics import median
 
 from infer_bench.catalogue import METRICS, Column, cells, columns
 from infer_bench.charts import Bar, Line, Ridge, bars, lines, ridges
-from infer_bench.page_style import NUM_COLOURS, STYLE
+from infer_bench.page_history import history_section
+from infer_bench.page_style import STYLE, legend
 from infer_bench.report import Report, Row
 from infer_bench.table import Table
 from infer_bench.tables import failure_lines, heading, report_tables
@@ -47,7 +48,7 @@ def to_page(reports: Sequence[Report]) -> str:
             "Decode speed (tok/s) at each context length, medians over trials, smoothed.",
             _contexts,
         ),
-        _history(ordered),
+        history_section(ordered),
         "<h2>Tables</h2>",
         *map(_table, report_tables(newest)),
         _notes(newest),
@@ -129,19 +130,11 @@ def _panels(
             figures.append(f"<figure>{caption}{drawing}</figure>")
     if not figures:
         return ""
-    legend = _legend(report.engines) if len(report.engines) > 1 else ""
+    colours = legend(report.engines) if len(report.engines) > 1 else ""
     return (
-        f"<section><h2>{escape(title)}</h2><p class='soft'>{escape(about)}</p>{legend}"
+        f"<section><h2>{escape(title)}</h2><p class='soft'>{escape(about)}</p>{colours}"
         f"<div class='panels'>{''.join(figures)}</div></section>"
     )
-
-
-def _legend(names: Iterable[str]) -> str:
-    spans = "".join(
-        f'<span style="--colour: var(--c{index % NUM_COLOURS})">{escape(name)}</span>'
-        for index, name in enumerate(names)
-    )
-    return f"<div class='legend'>{spans}</div>"
 
 
 def _bar_items(report: Report, of_model: list[Column], metric: str) -> list[Bar]:
@@ -211,41 +204,6 @@ def _rows(report: Report, of_model: list[Column]) -> list[Row]:
         for column in of_model
     ]
     return [row for row in found if row is not None]
-
-
-def _history(reports: Sequence[Report]) -> str:
-    """Draw throughput over several reports: a panel a config, a colour a model."""
-    if len(reports) < 2:
-        return ""
-    tracks: dict[str, dict[tuple[str, str], list[tuple[float, float]]]] = {}
-    for index, report in enumerate(reports):
-        labels = {model.name: model.label for model in report.models}
-        for row in report.rows:
-            value = METRICS["e2e_tokens_per_s"].value(row)
-            if value is not None:
-                track = tracks.setdefault(row.case, {})
-                track.setdefault((labels[row.model], row.engine), []).append((index, value))
-    names = list(dict.fromkeys(label for track in tracks.values() for label, _ in track))
-    first = reports[-1].engines[0]
-    others = sorted({engine for track in tracks.values() for _, engine in track} - {first})
-    dates = [f"{report.created:%Y-%m-%d}" for report in reports]
-    figures = []
-    for case, track in tracks.items():
-        drawn = [
-            Line(f"{label} on {engine}", names.index(label), points, dashed=engine != first)
-            for (label, engine), points in track.items()
-        ]
-        caption = f"<figcaption><b>{escape(case)}</b> E2E tok/s</figcaption>"
-        figures.append(f"<figure>{caption}{lines(drawn, x_names=dates, dots=True)}</figure>")
-    about = f"{len(reports)} reports, oldest left"
-    if others:
-        about += f"; {first} drawn through, {', '.join(others)} dashed"
-    differs = len({heading(report)[0] for report in reports}) > 1
-    warning = " <span class='bad'>The hardware differs between them.</span>" if differs else ""
-    return (
-        f"<section><h2>History</h2><p class='soft'>{escape(about)}.{warning}</p>"
-        f"{_legend(names)}<div class='panels'>{''.join(figures)}</div></section>"
-    )
 
 
 def _table(table: Table) -> str:

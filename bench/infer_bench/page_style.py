@@ -1,5 +1,8 @@
 """The page's style sheet: light and dark by the reader's setting, one column when narrow."""
 
+from collections.abc import Iterable
+from html import escape
+
 NUM_COLOURS = 6
 
 STYLE = """
@@ -68,3 +71,12 @@ summary { cursor: pointer; font-weight: 600; }
     f".f{n} {{ fill: var(--c{n}); }} .s{n} {{ stroke: var(--c{n}); fill: none; }}\n"
     for n in range(NUM_COLOURS)
 )
+
+
+def legend(names: Iterable[str]) -> str:
+    """Name the colours in their order."""
+    spans = "".join(
+        f'<span style="--colour: var(--c{index % NUM_COLOURS})">{escape(name)}</span>'
+        for index, name in enumerate(names)
+    )
+    return f"<div class='legend'>{spans}</div>"

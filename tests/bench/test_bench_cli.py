@@ -487,14 +487,14 @@ def test_options_of_a_run_do_not_run_beside_a_command(call, reports):
     assert backend.loads == []
 
 
-def test_help_imports_neither_torch_nor_triton():
+def test_help_imports_neither_torch_nor_triton_nor_pydantic():
     program = (
         "import sys\n"
         "from infer_bench.cli import main\n"
         "sys.argv = ['infer-bench', '--help']\n"
         "try:\n    main()\n"
         "except SystemExit as done:\n    assert done.code == 0\n"
-        "print([name for name in ('torch', 'triton', 'transformers') if name in sys.modules])\n"
+        "print([name for name in ('torch', 'triton', 'transformers', 'pydantic') if name in sys.modules])\n"
     )
 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

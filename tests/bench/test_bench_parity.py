@@ -9,7 +9,7 @@ def logits_with(gap_in_deviations, *, vocab=5000):
     logits = torch.randn(3, vocab)
     for row in logits:
         best, second = row.topk(2).indices.tolist()
-        row[second] = row[best] - gap_in_deviations * row.std()
+        row[best] = row[second] + gap_in_deviations * row.std()
     return logits, logits.topk(2).indices
 
 
