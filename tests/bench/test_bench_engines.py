@@ -101,12 +101,15 @@ def test_weight_bytes_are_the_same_whoever_counts(checkpoint):
 def test_a_static_cache_serves_requests_of_other_lengths():
     engine = find_engine("transformers-static").load(resolved(), options())
 
-    lengths = []
-    for max_new_tokens in (4, 9, 2):
+    answers = []
+    for max_new_tokens in (4, 9, 4):
         engine.release()
-        lengths.append(len(ask(engine, max_new_tokens).tokens))
+        answers.append(ask(engine, max_new_tokens))
 
-    assert lengths == [4, 9, 2]
+    assert [len(answer.tokens) for answer in answers] == [4, 9, 4]
+    # a case does not inherit the longer cache of the case before
+    first, longer, last = (answer.kv_cache_bytes for answer in answers)
+    assert first == last < longer
 
 
 def test_sampling_is_seeded_per_request_and_reaches_the_engine():

@@ -5,6 +5,7 @@ compiles the forward pass. Weights are the checkpoint's, or the model class's ow
 """
 
 import importlib.util
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,10 +84,13 @@ class LoadedTransformers:
         self.load_s = load_s
 
     def release(self) -> None:
-        # generate keeps a static cache and the compiled forward pass on the model
-        for name in ("_cache", "_compiled_call"):
-            if hasattr(self._network, name) and name in vars(self._network):
+        # Each case gets a static cache of its own length and code compiled for it, as in a process
+        # of its own: generate would go on with the longest cache it ever had.
+        for name in ("_previous_max_cache_length", "_compiled_call"):
+            if name in vars(self._network):
                 delattr(self._network, name)
+        if "torch._dynamo" in sys.modules:
+            sys.modules["torch._dynamo"].reset()
 
     def generate(
         self,
