@@ -19,6 +19,10 @@ from infer_bench.gpu_state import GpuActivity, GpuState, throttle_reasons
 INTERVAL_S = 0.1
 # The driver calls the same field by two names: event reasons since 535, throttle reasons before.
 SMI_THROTTLE = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
+NVML_THROTTLE = (
+    "nvmlDeviceGetCurrentClocksEventReasons",
+    "nvmlDeviceGetCurrentClocksThrottleReasons",
+)
 SMI_FIELDS = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
 SMI_TIMEOUT_S = 10
 
@@ -48,7 +52,11 @@ def find_gauge(uuid: str | None) -> Gauge | None:
 
 @dataclass(slots=True)
 class GpuWatch:
-    """A context: readings before, during and after; `activity` is there afterwards."""
+    """A context: readings while it is open and after; `activity` is there afterwards.
+
+    The reading before is taken when the watch is made, so make it before the warm-up: nvidia-smi
+    needs a second, in which a GPU that was warm cools down.
+    """
 
     gauge: Gauge | None
     activity: GpuActivity | None = None
@@ -59,9 +67,12 @@ class GpuWatch:
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
-    def __enter__(self) -> Self:
+    def __post_init__(self) -> None:
         if self.gauge is not None:
             self._before = _read(self.gauge)
+
+    def __enter__(self) -> Self:
+        if self.gauge is not None:
             self._thread = threading.Thread(target=self._watch, args=[self.gauge], daemon=True)
             self._thread.start()
             self._energy = self.gauge.energy_j()
@@ -125,13 +136,9 @@ class _Nvml:
 
     def read(self) -> GpuState:
         nvml = self._nvml
-        reasons = getattr(
-            nvml,
-            "nvmlDeviceGetCurrentClocksEventReasons",
-            nvml.nvmlDeviceGetCurrentClocksThrottleReasons,
-        )
+        reasons = [getattr(nvml, name) for name in NVML_THROTTLE if hasattr(nvml, name)]
         power = self._ask(nvml.nvmlDeviceGetPowerUsage)
-        bits = self._ask(reasons)
+        bits = self._ask(reasons[0]) if reasons else None
         return GpuState(
             sm_clock_mhz=self._ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
             memory_clock_mhz=self._ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM),
@@ -188,15 +195,17 @@ class _Smi:
             text=True,
         )
         assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                if stop.is_set():
-                    return
-                yield _parse(line)
-        finally:
+
+        def end() -> None:
+            stop.wait()
             process.kill()
-            process.wait()
-            process.stdout.close()
+
+        # the loop below waits for lines, which may never come
+        threading.Thread(target=end, daemon=True).start()
+        for line in process.stdout:
+            yield _parse(line)
+        process.wait()
+        process.stdout.close()
 
 
 def _parse(line: str) -> GpuState:

@@ -21,7 +21,7 @@ def bootstrap_interval(values: Sequence[float], *, seed: int = 0) -> tuple[float
 
     Source: Efron, "Bootstrap Methods" (1979). Resampling cannot show what was never seen: with
     three trials the interval is their whole range, which covers the true median in 75 % of cases
-    (1 - 2 * 0.5**3), with six in 97 %.
+    (1 - 2 * 0.5**3).
     """
     draw = random.Random(seed)
     medians = [median(draw.choices(values, k=len(values))) for _ in range(RESAMPLES)]

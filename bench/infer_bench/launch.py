@@ -51,7 +51,7 @@ class InThisProcess:
 
 
 class InOwnProcess:
-    """Starts a worker a job; when one dies or hangs, its remaining cases get another.
+    """Starts a worker a job; when one dies, hangs or fails, its remaining cases get another.
 
     `blocked` are plugins that workers must not import, because they do not work.
     """
@@ -89,7 +89,10 @@ class InOwnProcess:
                         )
                         break
                     remaining.pop(0)
-                    listener.row(Row.model_validate(news))
+                    row = Row.model_validate(news)
+                    listener.row(row)
+                    if row.loaded is not None and row.status in ("failed", "oom"):
+                        break  # a GPU that once raised an error may go on raising it
 
     def _environment(self) -> dict[str, str]:
         environment = dict(os.environ)

@@ -131,8 +131,9 @@ class _Cell:
 
         self.engine.release()  # caches and graphs of the case before: each peak stands for itself
         backend.start_peak(job.device)
+        watch = backend.watch_gpu(job.device)
         warm_up, cold_start_s = self._warm_up(whole)
-        with backend.watch_gpu(job.device) as watch:
+        with watch:
             self._take_trials(whole, trials)
         peak = backend.peak_bytes(job.device)
 

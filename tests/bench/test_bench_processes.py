@@ -172,7 +172,7 @@ def test_cases_after_one_that_ended_its_worker_get_a_new_worker(make_plugin, mon
             Case(name="good", prompt_tokens=5, max_new_tokens=5),
         ),
         max_context=64,
-        settings=Settings(warmup=0, max_warmup=0, trials=1, max_trials=1, isolation="model"),
+        settings=Settings(warmup=1, max_warmup=1, trials=1, max_trials=1, isolation="model"),
         device="cpu",
     )
     rows = []
@@ -188,9 +188,10 @@ def test_cases_after_one_that_ended_its_worker_get_a_new_worker(make_plugin, mon
         ("too-long", "failed"),
         ("good", "ok"),
     ]
-    # the last two shared a process: only its first case starts cold
     assert "exit code 3" in rows[0].reason
     assert "context of 64" in rows[1].reason
+    # a first request of a process has a cold start: what failed did not share its process
+    assert rows[2].cold_start_s is not None
 
 
 def test_a_worker_that_never_speaks_is_ended(monkeypatch):
