@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PLUGINS := plugins/infer_llama plugins/infer_qwen3 plugins/infer_gemma3
-PACKAGES := infer_core bench/infer_bench $(foreach plugin,$(PLUGINS),$(plugin)/$(notdir $(plugin)))
+EXAMPLES := $(wildcard examples/infer_*)
+PACKAGES := infer_core bench/infer_bench \
+	$(foreach plugin,$(PLUGINS) $(EXAMPLES),$(plugin)/$(notdir $(plugin)))
 SUITE ?= quick
 
 # The first interpreter that is new enough; `make PYTHON=/path/to/python3` overrides.

@@ -22,15 +22,20 @@ from infer_core.errors import (
 )
 
 if TYPE_CHECKING:
+    from infer_core.completion import Completion, TokenLogprob
     from infer_core.config import activation, layer_windows, rope_from_parameters
+    from infer_core.conversation import Conversation
+    from infer_core.decoder import Decoder, Piece
     from infer_core.engine import Engine, Generation
     from infer_core.hookspecs import hookimpl
+    from infer_core.llm import LLM
     from infer_core.sampling_params import SamplingParams
     from infer_core.specs import (
         Architectures,
         AttentionLayout,
         BlockLayout,
         ConfigFields,
+        CustomDecoder,
         KVCachePolicy,
         LinearRopeScaling,
         Llama3RopeScaling,
@@ -46,13 +51,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "LLM",
     "AmbiguousArchitecture",
     "Architectures",
     "AttentionLayout",
     "BlockLayout",
     "ChatTemplateError",
+    "Completion",
     "ConfigError",
     "ConfigFields",
+    "Conversation",
+    "CustomDecoder",
+    "Decoder",
     "Engine",
     "Generation",
     "HubError",
@@ -64,12 +74,14 @@ __all__ = [
     "ModelShape",
     "ModelSpec",
     "NormFlavour",
+    "Piece",
     "PluginContractError",
     "PluginError",
     "ReferenceModel",
     "RequestError",
     "Rope",
     "SamplingParams",
+    "TokenLogprob",
     "TokenizerError",
     "UnknownArchitecture",
     "WeightError",
@@ -83,14 +95,19 @@ __all__ = [
 
 _LAZY = {
     "infer_core.config": ("activation", "layer_windows", "rope_from_parameters"),
+    "infer_core.decoder": ("Decoder", "Piece"),
+    "infer_core.completion": ("Completion", "TokenLogprob"),
+    "infer_core.conversation": ("Conversation",),
     "infer_core.engine": ("Engine", "Generation"),
     "infer_core.hookspecs": ("hookimpl",),
+    "infer_core.llm": ("LLM",),
     "infer_core.sampling_params": ("SamplingParams",),
     "infer_core.specs": (
         "Architectures",
         "AttentionLayout",
         "BlockLayout",
         "ConfigFields",
+        "CustomDecoder",
         "KVCachePolicy",
         "LinearRopeScaling",
         "Llama3RopeScaling",

@@ -11,6 +11,9 @@ from typing import Annotated
 import typer
 
 import infer_core
+from infer_core.cli_chat import chat
+from infer_core.cli_generate import generate
+from infer_core.cli_inspect import inspect
 from infer_core.cli_plugins import plugins
 from infer_core.errors import InferError
 
@@ -21,6 +24,9 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,  # plain help: rich costs start-up time
 )
+app.command()(generate)
+app.command()(chat)
+app.command()(inspect)
 app.add_typer(plugins)
 
 

@@ -4,12 +4,15 @@ import json
 import os
 import traceback
 from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import infer_core
 from infer_core.errors import InferError, PluginError
+from infer_core.kit_record import KitRecord, read_record
 
 if TYPE_CHECKING:
     from infer_core.plugin_status import PluginStatus
@@ -34,7 +37,7 @@ def list_plugins(
 
     Keys of --json, which do not change: core_version, warnings and plugins; for each plugin
     name, distribution, version, state, architectures, model_types, reference_models, reason,
-    mend and notes.
+    mend, notes and kit (null, or how this version passed the checks of infer_core.testing).
     """
     from infer_core.plugins import load_registry  # costs more than all of `infer --help`
 
@@ -81,6 +84,23 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+@plugins.command("new")
+def new(
+    family: Annotated[str, typer.Argument(help="Lower-case name, as in infer_FAMILY.")],
+    directory: Annotated[
+        Path, typer.Option(help="Where to put the folder infer_FAMILY.", show_default="here")
+    ] = Path(),
+) -> None:
+    """Write a complete plugin distribution for a new family, ready to build and to test.
+
+    As generated it describes a small Llama-like toy and passes every check of its own test.
+    """
+    from infer_core.new_plugin import new_plugin
+
+    folder = new_plugin(family, directory)
+    print(f"wrote {folder}; next: cd {folder} && pip install -e '.[test]' && pytest")
+
+
 Problem = tuple[str, str, str | None, BaseException | None]  # who, reason, mend, error
 
 
@@ -112,7 +132,14 @@ def _as_json(status: "PluginStatus") -> dict[str, Any]:
         "reason": status.reason,
         "mend": status.mend,
         "notes": list(status.notes),
+        "kit": asdict(record) if (record := _kit_record(status)) else None,
     }
+
+
+def _kit_record(status: "PluginStatus") -> KitRecord | None:
+    if status.distribution is None or status.version is None:
+        return None
+    return read_record(status.distribution, status.version)
 
 
 def _print_table(statuses: tuple["PluginStatus", ...]) -> None:
@@ -139,7 +166,9 @@ def _print_table(statuses: tuple["PluginStatus", ...]) -> None:
     print(line(header))
     for status, row in zip(statuses, rows, strict=True):
         print(line(row))
-        details = [("reason", status.reason), ("mend", status.mend)]
+        record = _kit_record(status)
+        kit = record.badge if record else None
+        details = [("reason", status.reason), ("mend", status.mend), ("kit", kit)]
         for name, text in [*details, *(("note", note) for note in status.notes)]:
             if text:
                 print(f"    {name}: {text}")

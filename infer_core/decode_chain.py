@@ -11,19 +11,17 @@ runs; each kernel waits for its predecessor before it touches anything the chain
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from infer_core.chain_tiles import ChainTiles, attention_split, default_tiles
 from infer_core.kernels.chain_attention import chain_attention
-from infer_core.kernels.chain_types import Norm, StagedTile, Tile
+from infer_core.kernels.chain_types import Norm, Tile
 from infer_core.kernels.linear_residual import linear_residual
 from infer_core.kernels.lm_head import lm_head
 from infer_core.kernels.norm_linear import norm_linear
 from infer_core.kernels.pick_embed import pick_embed
-from infer_core.kernels.staged_linear import staged_linear
 from infer_core.specs import ModelSpec
 
 
@@ -87,7 +85,7 @@ class DecodeChain:
         if sequence is None:
             sequence = torch.zeros(max_context + 1, dtype=torch.int64, device=device)
         self.position, self.sequence = position, sequence
-        self.logits = torch.zeros(spec.shape.vocab_size, dtype=dtype, device=device)
+        self.logits = torch.zeros(spec.shape.vocab_size, dtype=torch.float32, device=device)
 
         hidden = spec.shape.hidden_size
         self._x = torch.zeros(hidden, dtype=dtype, device=device)
@@ -133,33 +131,8 @@ class DecodeChain:
             candidates=candidates, advance=advance, pdl=pdl,
         )  # fmt: skip
 
-    def _programs(self, tile: Tile | StagedTile, num_rows: int) -> int:
-        return min(self._sms * tile.per_sm, -(-num_rows // getattr(tile, "rows", 1)))
-
-    def _norm_linear(
-        self, tile: Tile | StagedTile, x: Tensor, norm_weight: Tensor, weight: Tensor, y: Tensor,
-        **extra: Any,
-    ) -> Callable[[], None]:  # fmt: skip
-        """Bind a normed linear layer to the kernel its tile is for."""
-        common = {"tile": tile, "programs": self._programs(tile, y.shape[0]), "pdl": self.pdl}
-        if isinstance(tile, StagedTile):
-            return partial(
-                staged_linear, x, weight, y, norm=self._norm, norm_weight=norm_weight,
-                **common, **extra,
-            )  # fmt: skip
-        return partial(norm_linear, x, norm_weight, weight, y, self._norm, **common, **extra)
-
-    def _linear(
-        self, tile: Tile | StagedTile, x: Tensor, weight: Tensor, y: Tensor, **extra: Any
-    ) -> Callable[[], None]:
-        """Bind a linear layer to the kernel its tile is for; only the plain one merges splits."""
-        programs = self._programs(tile, y.shape[0])
-        if isinstance(tile, StagedTile) and "lse" in extra:
-            tile, programs = Tile(8, 8, 1), self._sms
-        kernel = staged_linear if isinstance(tile, StagedTile) else linear_residual
-        return partial(
-            kernel, x, weight, y, tile=tile, programs=programs, pdl=self.pdl, **extra
-        )
+    def _programs(self, tile: Tile, num_rows: int) -> int:
+        return min(self._sms * tile.per_sm, -(-num_rows // tile.rows))
 
     def _plan(
         self,
@@ -196,21 +169,18 @@ class DecodeChain:
             plan = attention_split(attention, slots, tiles.attention)
             qkv_rows = (attention.num_heads + 2 * attention.num_kv_heads) * attention.head_dim
             width = attention.num_heads * attention.head_dim
-            num_splits = -(-slots // plan.split)
-            qkv, out = empty(qkv_rows), empty((num_splits, width))
-            lse = empty((num_splits, attention.num_heads), dtype=torch.float32)
-            merge: dict[str, Any] = {}
-            if num_splits > 1:
-                merge = {
-                    "lse": lse, "position": self.position, "capacity": slots, "split": plan.split
-                }  # fmt: skip
+            num_parts = 1 + -(-slots // plan.split)
+            qkv, out = empty(qkv_rows), empty((num_parts, width))
+            lse = empty((num_parts, attention.num_heads), dtype=torch.float32)
             cos, sin = rope_tables[layer]
 
             extra = normed(f"layers.{layer - 1}.mlp_post_norm", first=layer == 0)
             launches.append(
-                self._norm_linear(
-                    tiles.qkv, x, parameters[name + "attn_norm"], parameters[name + "qkv"], qkv,
-                    bias=parameters.get(name + "qkv_bias"), **extra,
+                partial(
+                    norm_linear, x, parameters[name + "attn_norm"], parameters[name + "qkv"], qkv,
+                    self._norm, bias=parameters.get(name + "qkv_bias"),
+                    tile=tiles.qkv, programs=self._programs(tiles.qkv, qkv_rows),
+                    pdl=self.pdl, **extra,
                 )
             )  # fmt: skip
             if extra:
@@ -227,26 +197,32 @@ class DecodeChain:
                 )
             )  # fmt: skip
             launches.append(
-                self._linear(
-                    tiles.attn_out, out if merge else out[0], parameters[name + "attn_out"],
-                    delta if sandwich else x, residual=None if sandwich else x,
-                    bias=parameters.get(name + "attn_out_bias"), **merge,
+                partial(
+                    linear_residual, out, parameters[name + "attn_out"], delta if sandwich else x,
+                    residual=None if sandwich else x, bias=parameters.get(name + "attn_out_bias"),
+                    lse=lse, position=self.position, capacity=slots, split=plan.split,
+                    tile=tiles.attn_out, programs=self._programs(tiles.attn_out, hidden),
+                    pdl=self.pdl,
                 )
             )  # fmt: skip
             extra = normed(name + "attn_post_norm")
             launches.append(
-                self._norm_linear(
-                    tiles.gate_up, x, parameters[name + "mlp_norm"], parameters[name + "gate_up"],
-                    inner, bias=parameters.get(name + "gate_up_bias"),
-                    activation=block.activation, gated=block.gated, **extra,
+                partial(
+                    norm_linear, x, parameters[name + "mlp_norm"], parameters[name + "gate_up"],
+                    inner, self._norm, bias=parameters.get(name + "gate_up_bias"),
+                    activation=block.activation, gated=block.gated,
+                    tile=tiles.gate_up, programs=self._programs(tiles.gate_up, inner.shape[0]),
+                    pdl=self.pdl, **extra,
                 )
             )  # fmt: skip
             if extra:
                 x, x_other = x_other, x
             launches.append(
-                self._linear(
-                    tiles.mlp_out, inner, parameters[name + "mlp_out"], delta if sandwich else x,
+                partial(
+                    linear_residual, inner, parameters[name + "mlp_out"], delta if sandwich else x,
                     residual=None if sandwich else x, bias=parameters.get(name + "mlp_out_bias"),
+                    tile=tiles.mlp_out, programs=self._programs(tiles.mlp_out, hidden),
+                    pdl=self.pdl,
                 )
             )  # fmt: skip
         launches.append(
@@ -261,10 +237,8 @@ class DecodeChain:
 
 
 def supports(spec: ModelSpec) -> bool:
-    """Whether the fused kernels cover what the spec asks for."""
-    return spec.norm.placement in ("pre", "sandwich") and all(
-        layer.qk_norm in (None, "head") for layer in spec.attention
-    )
+    """Whether the fused kernels cover all that the spec asks for."""
+    return not spec.uncommon
 
 
 def has_pdl(device: torch.device) -> bool:

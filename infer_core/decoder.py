@@ -1,12 +1,27 @@
 """One decoder for every family: what differs comes from the specs as values, not as branches."""
 
+import importlib
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 
+from infer_core.errors import PluginContractError, PluginError
 from infer_core.kv_cache import KVCache
 from infer_core.ops import Ops
 from infer_core.rope import rope_tables
 from infer_core.specs import ModelSpec, Rope
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The tokens of one pass, seen from the cache; as the arguments of `Decoder.forward`."""
+
+    cache: KVCache
+    start: torch.Tensor
+    count: torch.Tensor | None
+    is_prefill: bool
+    is_fresh: bool
 
 
 class Decoder:
@@ -15,6 +30,9 @@ class Decoder:
     `parameters` has the names and shapes of `infer_core.parameters.model_parameters`; `context`
     bounds the positions it will see. Rows beyond it, of a piece run at a larger size, are padding:
     `padding` of them at most, whose results nobody reads.
+
+    A plugin's own decoder derives from this and overrides `hidden`, in which nothing may visit
+    the host, for it is captured; `attention` is for it too.
     """
 
     def __init__(
@@ -57,6 +75,28 @@ class Decoder:
             that nothing of the cache is read. Returns logits [num_rows, vocab_size],
             float32, of the last real token, or of every token with `every_row`.
         """
+        piece = Piece(cache, start, count, is_prefill, is_fresh)
+        normed = self.hidden(tokens, piece)
+        if every_row:
+            rows = normed
+        elif count is None:
+            rows = normed[-1:]
+        else:
+            rows = normed.index_select(0, count - 1)
+        block = self.spec.block
+        head = self.parameters.get("lm_head", self.parameters["embed"])
+        logits = F.linear(rows, head).float()
+        if block.logits_scale != 1.0:
+            logits = logits * block.logits_scale
+        if block.final_logit_softcap is not None:
+            logits = torch.tanh(logits / block.final_logit_softcap) * block.final_logit_softcap
+        return logits
+
+    def hidden(self, tokens: torch.Tensor, piece: Piece) -> torch.Tensor:
+        """Run every layer; give the output of the final norm.
+
+        Shapes: tokens [num_tokens], int64; returns [num_tokens, hidden_size].
+        """
         spec, ops, block = self.spec, self.ops, self.spec.block
         norm = {
             "weight_offset": spec.norm.weight_offset,
@@ -65,18 +105,19 @@ class Decoder:
         eps = spec.norm.eps
         get = self.parameters.get
         residual = ops.embed(tokens, self.parameters["embed"], block.embedding_scale)
-        normed = ops.rms_norm(residual, self.parameters["layers.0.attn_norm"], eps, **norm)
+        normed = residual  # what a block reads: the normalised residual, or with 'post' itself
+        if spec.norm.before:
+            normed = ops.rms_norm(residual, self.parameters["layers.0.attn_norm"], eps, **norm)
         for layer in range(spec.shape.num_layers):
             prefix = f"layers.{layer}."
-            attended = self._attention(
-                layer, normed, cache, start, count, is_prefill=is_prefill, is_fresh=is_fresh
-            )
+            attended = self.attention(layer, normed, piece)
             normed, residual = ops.add_rms_norm(
                 attended,
                 residual,
-                self.parameters[prefix + "mlp_norm"],
+                get(prefix + "mlp_norm"),
                 eps,
                 post_weight=get(prefix + "attn_post_norm"),
+                residual_scale=block.residual_scale,
                 **norm,
             )
             wide = F.linear(
@@ -88,36 +129,28 @@ class Decoder:
                 self.parameters[prefix + "mlp_out"],
                 get(prefix + "mlp_out_bias"),
             )
-            following = get(f"layers.{layer + 1}.attn_norm", self.parameters["final_norm"])
+            last = layer + 1 == spec.shape.num_layers
             normed, residual = ops.add_rms_norm(
-                narrow, residual, following, eps, post_weight=get(prefix + "mlp_post_norm"), **norm
+                narrow,
+                residual,
+                get("final_norm" if last else f"layers.{layer + 1}.attn_norm"),
+                eps,
+                post_weight=get(prefix + "mlp_post_norm"),
+                residual_scale=block.residual_scale,
+                **norm,
             )
-        if every_row:
-            rows = normed
-        elif count is None:
-            rows = normed[-1:]
-        else:
-            rows = normed.index_select(0, count - 1)
-        logits = F.linear(rows, get("lm_head", self.parameters["embed"])).float()
-        if block.final_logit_softcap is not None:
-            logits = torch.tanh(logits / block.final_logit_softcap) * block.final_logit_softcap
-        return logits
+        return normed
 
-    def _attention(
-        self,
-        layer: int,
-        normed: torch.Tensor,
-        cache: KVCache,
-        start: torch.Tensor,
-        count: torch.Tensor | None,
-        *,
-        is_prefill: bool,
-        is_fresh: bool,
-    ) -> torch.Tensor:
+    def attention(self, layer: int, normed: torch.Tensor, piece: Piece) -> torch.Tensor:
+        """Attention of one layer over the cache and `normed`, whose K and V are added to it.
+
+        Shapes: normed and result [num_tokens, hidden_size].
+        """
         spec, ops, layout = self.spec, self.ops, self.spec.attention[layer]
         prefix = f"layers.{layer}."
         get = self.parameters.get
-        keys, values = cache.keys[layer], cache.values[layer]
+        start, count = piece.start, piece.count
+        keys, values = piece.cache.keys[layer], piece.cache.values[layer]
         heads = {
             "num_heads": layout.num_heads,
             "num_kv_heads": layout.num_kv_heads,
@@ -130,10 +163,23 @@ class Decoder:
         }
         cos, sin = self.rope[layer]
         qkv = F.linear(normed, self.parameters[prefix + "qkv"], get(prefix + "qkv_bias"))
+        norm = {
+            "eps": spec.norm.eps,
+            "weight_offset": spec.norm.weight_offset,
+            "weight_in_fp32": spec.norm.weight_in_fp32,
+        }
+        q_weight, k_weight = get(prefix + "q_norm"), get(prefix + "k_norm")
+        if layout.qk_norm == "projection":
+            q_rows = layout.num_heads * layout.head_dim
+            k_rows = layout.num_kv_heads * layout.head_dim
+            q, k, _ = qkv.split([q_rows, k_rows, k_rows], dim=1)
+            ops.rms_norm(q, q_weight, **norm, in_place=True)
+            ops.rms_norm(k, k_weight, **norm, in_place=True)
+            q_weight = k_weight = None
         # A piece of a prompt reads ring slots that its own tokens will take over, so it writes
         # afterwards; a single token takes the one slot that has just left its window, and a
         # layer that keeps everything has a slot for each.
-        write_now = not is_prefill or is_fresh or spec.kv_cache[layer].kind == "full"
+        write_now = not piece.is_prefill or piece.is_fresh or spec.kv_cache[layer].kind == "full"
         caches = {"k_cache": keys, "v_cache": values, "count": count}
         ops.qk_norm_rope(
             qkv,
@@ -141,14 +187,12 @@ class Decoder:
             sin,
             start,
             **heads,
-            q_weight=get(prefix + "q_norm"),
-            k_weight=get(prefix + "k_norm"),
-            eps=spec.norm.eps,
-            weight_offset=spec.norm.weight_offset,
-            weight_in_fp32=spec.norm.weight_in_fp32,
+            q_weight=q_weight,
+            k_weight=k_weight,
+            **norm,
             **(caches if write_now else {}),
         )
-        if is_prefill:
+        if piece.is_prefill:
             out = ops.prefill_attention(qkv, keys, values, start, **heads, **scores)
             if not write_now:
                 ops.write_kv(qkv, start, keys, values, **heads, count=count)
@@ -157,3 +201,29 @@ class Decoder:
                 qkv, keys, values, start, **heads, **scores, max_context=self.context
             )
         return F.linear(out, self.parameters[prefix + "attn_out"], get(prefix + "attn_out_bias"))
+
+
+def decoder_class(spec: ModelSpec) -> type[Decoder]:
+    """Give the class that runs a model: the core's, or the one its plugin names instead.
+
+    Raises:
+        PluginError: importing the plugin's module failed.
+        PluginContractError: there is no such class, or it is no subclass of `Decoder`.
+    """
+    custom = spec.block.decoder
+    if custom is None:
+        return Decoder
+    who = f"plugin {spec.plugin!r}: the decoder {custom.target!r} of infer_block_layout"
+    mend = f"pip install --upgrade {spec.distribution or '<its distribution>'}"
+    module, _, name = custom.target.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except Exception as error:  # a stranger's import may raise anything
+        raise PluginError(
+            f"{who} cannot be imported ({type(error).__name__}: {error})", mend=mend
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Decoder)):
+        raise PluginContractError(
+            f"{who} is {found!r}, expected a subclass of infer_core.Decoder", mend=mend
+        )
+    return found

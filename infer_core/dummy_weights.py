@@ -21,8 +21,8 @@ def dummy_weights(
     - embeddings have unit variance once multiplied by embedding_scale, so the residual stream
       starts at RMS 1;
     - matrices are N(0, 1 / fan_in), which keeps the variance of a normalised input; what returns
-      to the residual stream is scaled by BRANCH_GAIN / sqrt(2 * num_layers) (after a sandwich
-      norm, in that norm's weight), so that its growth does not depend on depth;
+      to the residual stream is scaled by BRANCH_GAIN / sqrt(2 * num_layers) (where a norm
+      follows, in that norm's weight), so that its growth does not depend on depth;
     - norm weights multiply by 1 within about 10 % (the spec's weight_offset taken off) and
       biases are N(0, 0.1**2), so that a norm or bias left out shows;
     - the final norm is scaled to logits of unit variance and has random signs: without them a
@@ -57,21 +57,25 @@ def _scaled(draw: torch.Tensor, name: str, spec: ModelSpec) -> torch.Tensor:
     kind = name.rsplit(".", maxsplit=1)[-1]
     hidden = spec.shape.hidden_size
     embed_std = 1.0 / spec.block.embedding_scale
-    branch = BRANCH_GAIN * (2 * spec.shape.num_layers) ** -0.5
-    sandwich = spec.norm.placement == "sandwich"
+    branch = BRANCH_GAIN * (2 * spec.shape.num_layers) ** -0.5 / spec.block.residual_scale
     if kind == "embed":
         return draw.mul_(embed_std)
     if kind == "final_norm":
         head_std = embed_std if spec.shape.tied_embeddings else hidden**-0.5
         sign = torch.where(draw < 0, -1.0, 1.0)
-        factor = draw.mul_(JITTER).add_(1.0).mul_(sign).mul_(hidden**-0.5 / head_std)
+        factor = (
+            draw.mul_(JITTER)
+            .add_(1.0)
+            .mul_(sign)
+            .mul_(hidden**-0.5 / head_std / spec.block.logits_scale)
+        )
         return factor.sub_(spec.norm.weight_offset)
     if kind.endswith("norm"):
         factor = draw.mul_(JITTER).add_(1.0).mul_(branch if kind.endswith("post_norm") else 1.0)
         return factor.sub_(spec.norm.weight_offset)
     if kind.endswith("_bias"):
         return draw.mul_(JITTER)
-    into_residual = kind in ("attn_out", "mlp_out") and not sandwich
+    into_residual = kind in ("attn_out", "mlp_out") and not spec.norm.after
     return draw.mul_(draw.shape[-1] ** -0.5 * (branch if into_residual else 1.0))
 
 

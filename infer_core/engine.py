@@ -7,7 +7,8 @@ from typing import Literal, Self
 
 import torch
 
-from infer_core.decoder import Decoder
+from infer_core.decode_chain import supports
+from infer_core.decoder import decoder_class
 from infer_core.errors import RequestError
 from infer_core.model_source import ResolvedModel, resolve_model
 from infer_core.ops import ops_for
@@ -67,6 +68,7 @@ class Engine:
         self.max_context = max_context or spec.shape.max_context
         self.load_s = 0.0
         self._ops = ops_for(self.device)
+        self._decoder_class = decoder_class(spec)
         self._use_kv_cache = kv_cache
         self._use_graph = cuda_graph and kv_cache and self.device.type == "cuda"
         self._prefill_chunk = prefill_chunk
@@ -126,6 +128,11 @@ class Engine:
     def kernels(self) -> Literal["triton", "reference"]:
         """Which implementation of the operations runs."""
         return self._ops.name
+
+    @property
+    def unfused(self) -> bool:
+        """Whether the fused decode kernels do not cover this model, on whatever device it runs."""
+        return not supports(self.spec)
 
     def release(self) -> None:
         """Free caches and captured graphs; the weights stay."""
@@ -294,7 +301,7 @@ class Engine:
             self._sessions[context] = Session(
                 self.spec,
                 self.parameters,
-                Decoder(
+                self._decoder_class(
                     self.spec,
                     self.parameters,
                     context=context,

@@ -58,3 +58,7 @@ class ChatTemplateError(InferError):
 
 class RequestError(InferError):
     """A request cannot be served: empty prompt, context overflow, bad sampling values."""
+
+
+class NewPluginError(InferError):
+    """`infer plugins new` cannot write what was asked for; nothing was left behind."""

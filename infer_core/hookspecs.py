@@ -29,6 +29,10 @@ PROJECT = "infer_core"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
+# Deprecated hook -> the hook that takes its place (docs/compatibility.md). A plugin that still
+# has the old one loads with a warning; the old answer must be of the new hook's type.
+REPLACED_BY: dict[str, str] = {}
+
 
 @hookspec
 def infer_architectures() -> Architectures:

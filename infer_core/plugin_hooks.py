@@ -6,7 +6,9 @@ are errors that name the plugin, the hook, what was got and what was expected.
 
 import difflib
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pluggy
@@ -16,13 +18,12 @@ from infer_core import hookspecs
 from infer_core.errors import ConfigError, PluginContractError, PluginError
 from infer_core.plugin_status import PluginStatus
 
-HOOKS: dict[str, Callable[..., Any]] = {
-    name: spec for name, spec in vars(hookspecs).items() if name.startswith("infer_")
-}
-
 
 class PluginHooks:
-    """The hooks of one plugin.
+    """The hooks of one plugin; `deprecations` says which of them a later core will not know.
+
+    `contract` is the module with the hook specs. A hook marked `warn_on_impl` there need not be
+    implemented; where `REPLACED_BY` names its successor it answers for that, as it did before.
 
     Each plugin has a pluggy manager of its own, so asking it asks nobody else, and nothing
     odd about one plugin object can reach another.
@@ -31,13 +32,21 @@ class PluginHooks:
         PluginContractError: the plugin's hooks do not fit the contract; lists every mistake.
     """
 
-    def __init__(self, plugin: object, status: PluginStatus) -> None:
+    def __init__(
+        self, plugin: object, status: PluginStatus, contract: ModuleType = hookspecs
+    ) -> None:
         self._status = status
+        self._contract = _Contract(contract)
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
-        self._manager.add_hookspecs(hookspecs)
-        if mistakes := _mistakes(self._manager, plugin):
+        self._manager.add_hookspecs(contract)
+        if mistakes := _mistakes(self._manager, plugin, self._contract):
             raise PluginContractError(f"{status.label}: {'; '.join(mistakes)}", mend=status.upgrade)
-        self._manager.register(plugin, name=status.name)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            self._manager.register(plugin, name=status.name)
+        self.deprecations = tuple(str(warning.message) for warning in caught)
+        for message in self.deprecations:  # said again in the status, where users look
+            warnings.warn(f"{status.label}: {message}", DeprecationWarning, stacklevel=2)
 
     def ask(self, hook: str, **arguments: object) -> Any:
         """Call one hook and return its answer, of the type `infer_core.hookspecs` states.
@@ -47,6 +56,9 @@ class PluginHooks:
             PluginContractError: the answer is of the wrong type or fails validation.
             PluginError: the hook raised anything else.
         """
+        old = self._contract.predecessor(hook)
+        if old is not None and not getattr(self._manager.hook, hook).get_hookimpls():
+            hook = old
         who = f"{self._status.label}: {hook}"
         mend = self._status.upgrade
         try:
@@ -63,7 +75,7 @@ class PluginHooks:
             raise PluginError(f"{who} raised {exception_text(error)}", mend=mend) from error
 
         answer = answers[0] if answers else None  # pluggy leaves a None out
-        expected = get_type_hints(HOOKS[hook])["return"]
+        expected = get_type_hints(self._contract.hooks[hook])["return"]
         if got := _mismatch(answer, expected):
             raise PluginContractError(
                 f"{who} returned {got}, expected {_type_text(expected)}", mend=mend
@@ -87,36 +99,63 @@ def validation_text(error: ValidationError) -> str:
     return "; ".join(problems)
 
 
-def _mistakes(manager: pluggy.PluginManager, plugin: object) -> list[str]:
+class _Contract:
+    """The hook specs of a module: all of them, those a plugin must implement, and successors."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.hooks: dict[str, Callable[..., Any]] = {
+            name: spec for name, spec in vars(module).items() if name.startswith("infer_")
+        }
+        self._replaced_by: dict[str, str] = module.REPLACED_BY
+        self._deprecated = {
+            name
+            for name, spec in self.hooks.items()
+            if getattr(spec, f"{hookspecs.PROJECT}_spec")["warn_on_impl"] is not None
+        }
+
+    def missing(self, found: set[str]) -> list[str]:
+        """Hooks a plugin has to have and does not."""
+        return [
+            hook
+            for hook in self.hooks
+            if not {hook, self.predecessor(hook)} & found and hook not in self._deprecated
+        ]
+
+    def predecessor(self, hook: str) -> str | None:
+        """The deprecated hook that this one replaces, if any."""
+        return next((old for old, new in self._replaced_by.items() if new == hook), None)
+
+
+def _mistakes(manager: pluggy.PluginManager, plugin: object, contract: _Contract) -> list[str]:
     mistakes, found = [], set()
     for attribute in dir(plugin):
         options = manager.parse_hookimpl_opts(plugin, attribute)
         if options is None:
             if attribute.startswith("infer_") and inspect.isroutine(getattr(plugin, attribute)):
                 mistakes.append(
-                    f"{attribute} is not marked @infer_core.hookimpl{_guess(attribute)} "
+                    f"{attribute} is not marked @infer_core.hookimpl"
+                    f"{_guess(attribute, contract)} "
                     "(names starting with infer_ are hooks; rename a helper)"
                 )
                 found.add(attribute)
             continue
         hook = options.get("specname") or attribute
-        if hook not in HOOKS:
+        if hook not in contract.hooks:
             if not options.get("optionalhook"):
-                mistakes.append(f"unknown hook {hook}{_guess(hook)}")
+                mistakes.append(f"unknown hook {hook}{_guess(hook, contract)}")
             continue
         found.add(hook)
         if options.get("wrapper") or options.get("hookwrapper"):
             mistakes.append(f"{hook} is a wrapper; the contract takes plain hooks")
-        mistakes += _argument_mistakes(hook, getattr(plugin, attribute))
-    missing = [hook for hook in HOOKS if hook not in found]
-    if missing:
+        mistakes += _argument_mistakes(hook, getattr(plugin, attribute), contract)
+    if missing := contract.missing(found):
         mistakes.append(f"missing {', '.join(missing)}")
     return mistakes
 
 
-def _argument_mistakes(hook: str, function: Callable[..., Any]) -> list[str]:
-    known = list(inspect.signature(HOOKS[hook]).parameters)
-    contract = f"the contract gives {', '.join(known) or 'none'}"
+def _argument_mistakes(hook: str, function: Callable[..., Any], contract: _Contract) -> list[str]:
+    known = list(inspect.signature(contract.hooks[hook]).parameters)
+    given = f"the contract gives {', '.join(known) or 'none'}"
     mistakes = []
     for name, parameter in inspect.signature(function).parameters.items():
         optional = parameter.default is not parameter.empty
@@ -124,12 +163,12 @@ def _argument_mistakes(hook: str, function: Callable[..., Any]) -> list[str]:
             # pluggy passes neither, so the hook would run on its default, or not at all
             mistakes.append(f"{hook} must take {name!r} as a plain argument without a default")
         elif name not in known and not optional:
-            mistakes.append(f"{hook} has an unknown argument {name!r}; {contract}")
+            mistakes.append(f"{hook} has an unknown argument {name!r}; {given}")
     return mistakes
 
 
-def _guess(name: str) -> str:
-    close = [hook for hook in difflib.get_close_matches(name, HOOKS, n=1) if hook != name]
+def _guess(name: str, contract: _Contract) -> str:
+    close = [hook for hook in difflib.get_close_matches(name, contract.hooks, n=1) if hook != name]
     return f", did you mean {close[0]}?" if close else ""
 
 

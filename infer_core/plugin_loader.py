@@ -140,7 +140,7 @@ def _load(installed: _Installed) -> tuple[PluginStatus, PluginHooks | None]:
         reason = f"{doing} raised {exception_text(error)}"
         mend = f"pip install --upgrade --force-reinstall {status.distribution}"
         return replace(status, state="broken", reason=reason, mend=mend, error=error), None
-    return replace(status, answer=answer, notes=notes), hooks
+    return replace(status, answer=answer, notes=(*notes, *hooks.deprecations)), hooks
 
 
 def _check_core_range(status: PluginStatus, requires: tuple[str, ...]) -> tuple[str, ...]:

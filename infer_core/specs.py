@@ -143,8 +143,10 @@ class AttentionLayout(Spec):
     window: PositiveInt | None = Field(
         default=None, description="a token sees itself and the window - 1 tokens before it"
     )
-    qk_norm: Literal["head"] | None = Field(
-        default=None, description="'head': RMSNorm of every q and k head before RoPE"
+    qk_norm: Literal["head", "projection"] | None = Field(
+        default=None,
+        description="RMSNorm before RoPE: 'head' of every q and k head, 'projection' of all "
+        "q heads together and of all k heads together",
     )
     qkv_bias: bool = False
     out_bias: bool = False
@@ -176,13 +178,24 @@ class NormFlavour(Spec):
     """RMSNorm: `x / sqrt(mean(x**2) + eps) * (weight + weight_offset)`.
 
     `weight_in_fp32` multiplies before rounding to the model's dtype, otherwise after.
-    `placement`: 'pre' normalises a block's input; 'sandwich' its input and its output.
+    `placement`: 'pre' normalises a block's input; 'post' its output, before the residual is
+    added; 'sandwich' both.
     """
 
     eps: PositiveFloat
     weight_offset: float = 0.0
     weight_in_fp32: bool = False
-    placement: Literal["pre", "sandwich"] = "pre"
+    placement: Literal["pre", "sandwich", "post"] = "pre"
+
+    @property
+    def before(self) -> bool:
+        """Whether a block's input is normalised."""
+        return self.placement != "post"
+
+    @property
+    def after(self) -> bool:
+        """Whether a block's output is normalised."""
+        return self.placement != "pre"
 
 
 class KVCachePolicy(Spec):
@@ -205,8 +218,22 @@ class KVCachePolicy(Spec):
         return context if self.window is None else min(self.window, context)
 
 
+class CustomDecoder(Spec):
+    """Escape hatch for a family the specs cannot express: a class of the plugin runs the model.
+
+    `target` names a class that is built and called as `infer_core.Decoder` is, and replaces it;
+    it is imported when a model is loaded, never by `infer plugins list`. `adds` and `omits` change
+    which parameters there are: names as `infer_core.parameters` has them, `{layer}` allowed,
+    `adds` with their shapes. Such a model decodes unfused, and reports say so.
+    """
+
+    target: str = Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
+    adds: dict[str, tuple[PositiveInt, ...]] = {}
+    omits: frozenset[str] = frozenset()
+
+
 class BlockLayout(Spec):
-    """MLP, embedding and output details that hold for every layer."""
+    """MLP, embedding, residual and output details that hold for every layer."""
 
     activation: Activation
     gated: bool = True
@@ -214,7 +241,14 @@ class BlockLayout(Spec):
     embedding_scale: PositiveFloat = Field(
         default=1.0, description="embeddings are multiplied by this, rounded to the dtype first"
     )
+    residual_scale: PositiveFloat = Field(
+        default=1.0, description="a block's output is multiplied by this, then added"
+    )
+    logits_scale: PositiveFloat = Field(
+        default=1.0, description="logits are multiplied by this, before any soft cap"
+    )
     final_logit_softcap: PositiveFloat | None = None
+    decoder: CustomDecoder | None = None
 
 
 class WeightRule(Spec):
@@ -269,6 +303,21 @@ class ModelSpec(Spec):
     weights: tuple[WeightRule, ...]
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+
+    @property
+    def uncommon(self) -> tuple[str, ...]:
+        """What this model needs beyond the decoder most families share, each as `name=value`.
+
+        A specialised path (fused kernels) must refuse a spec unless it honours all of these.
+        """
+        values = {
+            "qk_norm": next((a.qk_norm for a in self.attention if a.qk_norm == "projection"), None),
+            "placement": "post" if self.norm.placement == "post" else None,
+            "residual_scale": None if self.block.residual_scale == 1 else self.block.residual_scale,
+            "logits_scale": None if self.block.logits_scale == 1 else self.block.logits_scale,
+            "decoder": self.block.decoder and self.block.decoder.target,
+        }
+        return tuple(f"{name}={value}" for name, value in values.items() if value is not None)
 
     @model_validator(mode="after")
     def _answers_agree(self) -> Self:

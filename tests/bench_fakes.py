@@ -61,6 +61,7 @@ class FakeEngine:
         self.plain_path = "scripted"
         self.plain_tokens = lambda tokens: tokens
         self.kernels = "reference"
+        self.unfused = False
         self.weights_kind = "dummy"
         self.weight_bytes = 4000
         self.load_s = 0.25

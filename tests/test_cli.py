@@ -20,6 +20,7 @@ JSON_KEYS = {
     "reason",
     "mend",
     "notes",
+    "kit",
 }
 
 
@@ -107,6 +108,7 @@ def test_list_json_has_the_documented_keys_for_usable_and_broken_plugins(infer, 
         "reason": None,
         "mend": None,
         "notes": [],
+        "kit": None,
     }
     assert (bad["state"], bad["architectures"]) == ("broken", [])
     assert bad["reason"] == "importing infer_bad raised RuntimeError: no luck"
@@ -190,6 +192,7 @@ def test_starting_imports_neither_torch_nor_triton(make_plugin, arguments, shown
         "try:\n    main()\n"
         "except SystemExit as done:\n    assert not done.code, done.code\n"
         "heavy = {'torch', 'triton', 'transformers', 'numpy', 'safetensors', 'rich'}\n"
+        "heavy |= {'huggingface_hub', 'tokenizers', 'jinja2'}\n"
         "print('imported:', sorted(heavy & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -25,6 +25,8 @@ SHAPES = [
     pytest.param({"window": 200, "ring": True}, id="ring-longer-than-request"),
     pytest.param({"qk_norm": "head", "biases": True}, id="qk-norm-and-biases"),
     pytest.param({"sandwich": True, "tied": False}, id="sandwich-untied"),
+    pytest.param({"placement": "post", "qk_norm": "projection"}, id="post-norm-projection-norm"),
+    pytest.param({"residual_scale": 0.3, "logits_scale": 0.2}, id="multipliers"),
     pytest.param({"gated": False, "biases": True}, id="ungated-mlp"),
 ]
 

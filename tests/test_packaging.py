@@ -1,23 +1,18 @@
 """The four distributions: what their wheels hold, and that core + one plugin is a whole.
 
-Wheels are built by hatchling from the working tree. The clean environment is a fresh venv that
-sees the third-party packages of this one through links, but none of our editable installs.
+Wheels are built by hatchling from the working tree.
 """
 
 import importlib
 import json
-import os
-import subprocess
-import sys
 import tarfile
 import tomllib
-import venv
 import zipfile
-from collections.abc import Callable
 from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import pytest
+from clean_environment import Run, build, clean_environment
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
@@ -33,15 +28,6 @@ PROJECTS = {
     "infer-core": (ROOT, [ROOT / "infer_core", ROOT / "bench" / "infer_bench"]),
     **PLUGINS,
 }
-
-
-def build(project: Path, target: str, folder: Path) -> Path:
-    """Build `wheel` or `sdist` of a project without a network; give the file."""
-    command = [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(folder)]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = folder.glob("*.whl" if target == "wheel" else "*.tar.gz")
-    return built
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +103,13 @@ def test_an_sdist_builds_the_same_wheel(name, wheels, tmp_path):
     assert names_in(rebuilt) == names_in(wheels[name])
 
 
-def test_the_core_installs_both_commands_and_no_architecture(wheels):
+def test_the_core_installs_both_commands_the_test_kit_and_no_architecture(wheels):
     entry_points = metadata_of(wheels["infer-core"]).entry_points
 
     assert {(e.group, e.name, e.value) for e in entry_points} == {
         ("console_scripts", "infer", "infer_core.cli:main"),
         ("console_scripts", "infer-bench", "infer_bench.cli:main"),
+        ("pytest11", "infer_core", "infer_core.testing.pytest_plugin"),
     }
 
 
@@ -154,41 +141,6 @@ def test_the_constraints_leave_triton_to_torch():
 
     assert "torch" in constrained
     assert "triton" not in constrained
-
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def clean_environment(folder: Path, *wheels: Path) -> Run:
-    """Install wheels into a fresh venv; give a function that runs one of its commands there.
-
-    pip checks the dependencies against the linked packages and may fetch nothing. Links leave
-    out our own distributions and transformers, which no user has to have.
-    """
-    venv.create(folder / "env", symlinks=True)
-    (site_packages,) = (folder / "env").glob("lib/python*/site-packages")
-    for source in (Path(path) for path in sys.path if Path(path).name == "site-packages"):
-        for entry in source.iterdir():
-            link = site_packages / entry.name
-            ours = entry.name.startswith(("infer_", "transformers"))
-            # .pth files would lead back to our editable installs
-            if not ours and entry.suffix != ".pth" and not link.exists():
-                link.symlink_to(entry)
-    hidden = ("PYTHONPATH", "INFER_", "PIP_")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
-
-    def run(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(folder / "env" / "bin" / command), *arguments],
-            cwd=folder,
-            env={**environment, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-
-    installed = run("python", "-m", "pip", "install", "--no-index", *map(str, wheels))
-    assert installed.returncode == 0, installed.stdout + installed.stderr
-    return run
 
 
 @pytest.fixture(scope="module")

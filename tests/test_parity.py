@@ -1,4 +1,7 @@
-"""Every family against transformers, the oracle, on tiny checkpoints that it wrote itself."""
+"""Every family against transformers, the oracle: checkpoints it wrote itself, in odd shapes.
+
+The plugins' own tests run the whole contract on one config each; here are many.
+"""
 
 import json
 
@@ -8,10 +11,9 @@ import transformers
 
 from infer_core import Engine, SamplingParams
 from infer_core.config import read_config
-from infer_core.decoder import Decoder
-from infer_core.kv_cache import KVCache
-from infer_core.ops import REFERENCE
 from infer_core.plugins import load_registry
+from infer_core.testing.case import every_logit
+from infer_core.testing.oracle import oracle_greedy, oracle_logits
 from infer_core.weights import load_checkpoint
 
 NEW_TOKENS = 64
@@ -147,15 +149,6 @@ def prompt_ids(length=40):
     return torch.randint(3, SIZES["vocab_size"], (length,), generator=generator).tolist()
 
 
-def oracle_greedy(oracle, prompt):
-    ids = torch.tensor([prompt])
-    with torch.no_grad():
-        for _ in range(NEW_TOKENS):
-            logits = oracle(input_ids=ids, use_cache=False).logits[0, -1]
-            ids = torch.cat([ids, logits.argmax().view(1, 1)], dim=1)
-    return ids[0, len(prompt) :].tolist()
-
-
 def greedy(engine, prompt):
     return engine.generate(prompt, max_new_tokens=NEW_TOKENS, ignore_eos=True).tokens
 
@@ -165,18 +158,13 @@ def test_logits_and_greedy_tokens_equal_those_of_transformers_in_fp32(model):
     prompt = prompt_ids()
     spec = load_registry().resolve(read_config(folder))
     parameters = load_checkpoint(folder, spec, device="cpu", dtype=torch.float32)
-    decoder = Decoder(spec, parameters, context=128, ops=REFERENCE)
-    cache = KVCache(spec, context=128, device="cpu", dtype=torch.float32)
-    start = torch.zeros(1, dtype=torch.int32)
-    with torch.no_grad():
-        truth = oracle(input_ids=torch.tensor([prompt]), use_cache=False).logits[0]
-        logits = decoder.forward(
-            torch.tensor(prompt), cache, start, is_prefill=True, every_row=True
-        )
+    truth = oracle_logits(oracle, prompt)
+    logits = every_logit(spec, parameters, prompt)
 
     error = (logits - truth).abs().max() / truth.abs().max()
     assert error <= 1e-4
-    assert greedy(Engine.load(str(folder), device="cpu"), prompt) == oracle_greedy(oracle, prompt)
+    expected = oracle_greedy(oracle, prompt, new_tokens=NEW_TOKENS)
+    assert greedy(Engine.load(str(folder), device="cpu"), prompt) == expected
 
 
 def test_every_way_of_running_gives_the_same_tokens(model):

@@ -5,6 +5,7 @@ import torch
 from toy_specs import toy_spec
 
 from infer_core import Engine, SamplingParams
+from infer_core.session import Session
 from infer_core.weights import dummy_weights
 
 VOCAB = toy_spec().shape.vocab_size
@@ -36,13 +37,14 @@ def run(engine, prompt, count=12, *, stop_after=None, reuse=True, sampling=None)
         reuse_prefix=reuse,
         on_logits=lambda logits, token: rows.append(logits.clone()),
     )
-    stop = None
+    stop, num_tokens = None, 0
     while True:
         try:
             steps.send(stop)
         except StopIteration as done:
             return done.value, torch.stack(rows)
-        stop = stop_after is not None and len(rows) >= stop_after
+        num_tokens += 1
+        stop = num_tokens == stop_after
 
 
 @pytest.mark.parametrize("chunk", [2048, 5], ids=["at-once", "in-pieces"])
@@ -159,3 +161,61 @@ def test_on_token_stops_generate_by_returning_true():
 
     assert (generation.finish_reason, generation.tokens) == ("stop", seen)
     assert len(generation.step_ms) == 2
+
+
+class Replay:
+    """Stands for a captured graph on a CPU."""
+
+    def __init__(self, body):
+        self.replay = body
+
+
+class GraphSession(Session):
+    """A session that captures and runs ahead as on a GPU."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options | {"use_graph": False})
+        self._use_graph = True
+        self._reader = object()  # the host then runs ahead of the tokens it looks at
+
+    def _capture(self, body):
+        body()  # a real capture also runs the body once, to compile it
+        return Replay(body)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    monkeypatch.setattr("infer_core.engine.Session", GraphSession)
+
+
+@pytest.mark.parametrize("sizes", SPECS.values(), ids=SPECS.keys())
+def test_captures_and_running_ahead_leave_the_cache_as_it_was(graphs, sizes):
+    engine = engine_of(toy_spec(**sizes))
+    plain = engine_of(toy_spec(**sizes))
+    prompt, in_cache = ids(11), 0
+    # prompts of different buckets and kinds of sampling, so that each turn captures anew
+    for turn, (extra, sampling) in enumerate(
+        [(3, None), (30, SamplingParams(temperature=1.0, seed=4)), (60, None), (2, None)]
+    ):
+        reused, _ = run(engine, prompt, stop_after=7, sampling=sampling)
+        fresh, _ = run(plain, prompt, stop_after=7, sampling=sampling, reuse=False)
+        assert reused.tokens == fresh.tokens
+        assert reused.finish_reason == "stop"
+        assert reused.num_cached_tokens >= in_cache
+        in_cache = len(prompt) + 6
+        prompt = [*prompt, *reused.tokens, *ids(extra, seed=turn)]
+
+
+def test_a_ring_that_ran_far_ahead_is_not_continued(graphs):
+    spec = toy_spec(window=8, ring=True)
+    engine = engine_of(spec)
+    first = engine.stream(ids(17), max_new_tokens=30)
+    tokens = [next(first), next(first)]
+    with pytest.raises(StopIteration):
+        first.send(True)  # 8 further steps have run by now
+
+    prompt = [*ids(17), *tokens, 4]
+    reused, _ = run(engine, prompt)
+
+    assert reused.num_cached_tokens == 0
+    assert reused.tokens == run(engine_of(spec), prompt, reuse=False)[0].tokens

@@ -20,12 +20,17 @@ def toy_spec(
     qk_norm=None,
     biases=False,
     sandwich=False,
+    placement=None,
     gated=True,
     tied=True,
     eos_token_ids=(),
     max_context=256,
+    **block,
 ):
-    """Build a spec with odd sizes; `window` applies to every layer but the last."""
+    """Build a spec with odd sizes; `window` applies to every layer but the last.
+
+    `block` goes to BlockLayout.
+    """
     windows = [window] * (num_layers - 1) + [None]
     attention = tuple(
         AttentionLayout(
@@ -59,10 +64,10 @@ def toy_spec(
             tied_embeddings=tied,
         ),
         attention=attention,
-        norm=NormFlavour(eps=1e-6, placement="sandwich" if sandwich else "pre"),
+        norm=NormFlavour(eps=1e-6, placement=placement or ("sandwich" if sandwich else "pre")),
         kv_cache=policies,
         block=BlockLayout(
-            activation="silu" if gated else "gelu_tanh", gated=gated, mlp_bias=biases
+            activation="silu" if gated else "gelu_tanh", gated=gated, mlp_bias=biases, **block
         ),
         weights=(WeightRule("embed.weight", "embed"),),
         eos_token_ids=eos_token_ids,

@@ -34,34 +34,20 @@ def plain(*tiles):
 
 def variants(spec, num_sms: int) -> dict[str, list]:
     """Staged: (slices, chunk, warps, stages, per_sm, ahead); plain: (rows, warps, per_sm)."""
+    kinds: dict[str, list] = {
+        "attention": [AttentionTile(*t) for t in ((16384, 8), (16384, 4), (8192, 4))],
+        "attn_out": plain((4, 8, 2), (8, 8, 1), (8, 8, 2), (2, 8, 2), (4, 8, 1)),
+        "qkv": plain((2, 4, 4), (4, 4, 4), (4, 8, 2), (8, 4, 2)),
+        "gate_up": plain((2, 8, 4), (2, 4, 4), (4, 4, 4), (4, 4, 3), (4, 8, 2)),
+        "mlp_out": plain((2, 8, 2), (1, 8, 4), (1, 4, 4), (1, 4, 5), (2, 4, 2)),
+        "lm_head": plain((8, 4, 4), (4, 2, 8)),
+    }
     if spec.shape.hidden_size == 2048:
-        kinds = {
-            "gate_up": plain((2, 8, 4), (2, 4, 4)) + staged(
-                (4, 64, 8, 9, 1, 1), (4, 64, 8, 9, 1, 2), (4, 64, 8, 9, 1, 3), (4, 64, 8, 12, 1, 2),
-                (4, 64, 4, 10, 2, 1), (4, 64, 4, 10, 2, 2), (4, 64, 4, 10, 2, 3),
-                (4, 64, 4, 10, 2, 9), (4, 64, 4, 8, 2, 2), (4, 128, 4, 5, 2, 1), (4, 64, 8, 7, 1, 2)),
-            "mlp_out": plain((2, 8, 2), (1, 8, 4)) + staged(
-                (8, 64, 8, 9, 1, 2), (8, 64, 8, 9, 1, 3), (8, 64, 8, 7, 1, 2), (8, 64, 4, 8, 2, 2),
-                (8, 64, 4, 8, 2, 4), (8, 64, 4, 5, 2, 2), (4, 64, 4, 12, 1, 3)),
-            "qkv": plain((2, 4, 4), (4, 4, 4), (4, 4, 2), (2, 4, 2)) + staged(
-                (4, 64, 4, 6, 2, 2), (4, 64, 4, 8, 2, 4), (8, 64, 4, 3, 3, 2)),
-        }  # fmt: skip
+        kinds["qkv"] += staged((8, 64, 4, 3, 3, 2))
+        kinds["gate_up"] += staged((4, 64, 4, 10, 2, 9))
+        kinds["mlp_out"] += staged((8, 64, 4, 8, 2, 7))
     else:
-        kinds = {
-            "gate_up": plain((4, 4, 4), (4, 4, 2)) + staged(
-                (1, 64, 8, 9, 1, 1), (1, 64, 8, 9, 1, 2), (1, 64, 8, 9, 1, 3), (2, 64, 8, 9, 1, 2),
-                (2, 64, 8, 9, 1, 3), (2, 64, 8, 11, 1, 2), (2, 64, 4, 10, 2, 2),
-                (2, 64, 4, 10, 2, 4), (2, 64, 4, 8, 2, 2), (2, 64, 8, 7, 1, 2)),
-            "mlp_out": plain((1, 4, 4), (2, 8, 2), (1, 8, 2)) + staged(
-                (4, 64, 4, 14, 1, 2), (4, 64, 4, 14, 1, 4), (8, 32, 8, 14, 1, 3),
-                (4, 64, 4, 8, 1, 2), (8, 32, 8, 10, 1, 4), (4, 64, 4, 10, 1, 9)),
-            "qkv": plain((8, 4, 2), (4, 4, 4), (4, 4, 2)) + staged(
-                (2, 64, 4, 6, 1, 2), (2, 64, 4, 6, 1, 5)),
-        }  # fmt: skip
-    kinds["attn_out"] = plain((4, 8, 2), (4, 8, 1), (8, 8, 1), (8, 8, 2), (4, 16, 1), (2, 8, 2))
-    kinds["attention"] = [AttentionTile(*t) for t in (
-        (8192, 4), (4096, 4), (8192, 8), (16384, 8), (4096, 2))]
-    kinds["lm_head"] = plain((4, 2, 8), (8, 4, 4))
+        kinds["gate_up"] += staged((1, 64, 8, 9, 1, 8))
     return kinds
 
 
@@ -187,11 +173,6 @@ def main() -> None:
         chain = build(pdl=True)
         graph = capture(chain)
         first = time.time()
-        for tile in variants(spec, sms)["lm_head"]:
-            trial = build(pdl=True, tiles=replace(chain._tiles, lm_head=tile))
-            trial._launches = trial._launches[-1:] * 8
-            us = time_us(trial, capture(trial), 64, repeats=3) / 8
-            print(f"  lm_head alone {tile.rows}/{tile.warps}/{tile.per_sm}: {params['embed'].nbytes / us / 1e6:.3f} TB/s")
         chain.begin(5, 64)
         truth = chain_model.reference_step(spec, params, kv, 5, 64, torch.float32)
         eager = chain_model.reference_step(spec, params, kv, 5, 64, torch.bfloat16).float()
@@ -216,24 +197,21 @@ def main() -> None:
                 try:
                     trial = build(pdl=True, tiles=tiles)
                     graph = capture(trial)
-                    return (time_us(trial, graph, 64, repeats=3) + time_us(trial, graph, 1000, repeats=3)) / 2
+                    return sum(time_us(trial, graph, p, repeats=3) for p in (80, 500, 1500)) / 3
                 except Exception as error:
                     print(tiles, repr(error)[:300])
                     return 1e9
 
             kinds = variants(spec, sms)
-            order = ["attention", "attn_out", "qkv", "gate_up", "mlp_out"]
-            starts = {
-                "plain": best_tiles,
-                "staged": replace(
-                    best_tiles, gate_up=kinds["gate_up"][3], qkv=kinds["qkv"][2],
-                    attn_out=kinds["attn_out"][1],
-                ),
-            }
+            order = ["attention", "attn_out", "gate_up", "mlp_out", "qkv", "lm_head"]
+            ahead = replace(best_tiles, **{
+                k: tiles[-1] for k, tiles in kinds.items() if isinstance(tiles[-1], StagedTile)})
+            print("  staged", round(time_tiles(ahead), 1))
+            starts = {"plain": best_tiles}
             found = []
             for name, tiles in starts.items():
                 print(" ", name, "start", round(time_tiles(tiles), 1))
-                found.append(descend(time_tiles, tiles, kinds, order + order, time.time() + budget / 2))
+                found.append(descend(time_tiles, tiles, kinds, order + order, time.time() + budget))
             record["found"] = [(us, asdict(tiles)) for us, tiles in found]
             best_tiles = min(found, key=lambda row: row[0])[1]
             chain = build(pdl=True, tiles=best_tiles)

@@ -86,6 +86,7 @@ def _describe(
         tiny=tiny,
         dtype=_dtype(engine),
         kernels=engine.kernels,
+        unfused=getattr(engine, "unfused", False),  # ours alone has fused kernels to do without
         weights=engine.weights_kind,
         weight_bytes=engine.weight_bytes,
         load_s=engine.load_s,

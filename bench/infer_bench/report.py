@@ -56,6 +56,10 @@ class LoadedModel(Record):
     tiny: bool = Field(description="a reference model's small stand-in for machines without a GPU")
     dtype: str
     kernels: str = Field(description="what computes: 'triton', 'reference' (plain torch), ...")
+    unfused: bool = Field(
+        default=False,
+        description="the fused decode kernels do not cover this model: one kernel an operation",
+    )
     weights: str = Field(description="'checkpoint' or 'dummy' (seeded random)")
     weight_bytes: int = quantity("bytes", "all parameters, as they lie in memory")
     load_s: float = quantity("s", "from specs to an engine that can take a request")

@@ -126,10 +126,14 @@ def heading(report: Report) -> list[str]:
         facts = next((one for one in found if one is not None), None)
         if facts is not None:
             weights = "random weights" if facts.weights == "dummy" else "checkpoint"
-            threads = f", {facts.num_cpu_threads} CPU threads" if gpu is None else ""
+            threads = ""
+            if gpu is None and facts.num_cpu_threads is not None:
+                plural = "" if facts.num_cpu_threads == 1 else "s"
+                threads = f", {facts.num_cpu_threads} CPU thread{plural}"
+            unfused = ", unfused" if facts.unfused else ""
             lines.append(
                 f"{column.label}: {column.model}, {weights}, {facts.dtype}, "
-                f"{facts.kernels} kernels{threads.replace(' 1 CPU threads', ' 1 CPU thread')}"
+                f"{facts.kernels} kernels{unfused}{threads}"
             )
     settings = report.settings
     lines.append(

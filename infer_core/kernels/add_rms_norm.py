@@ -1,15 +1,16 @@
 """Residual addition and the RMSNorm after it; one program takes one row.
 
-    new_residual = residual + x                          or, with post_weight (sandwich norm),
-    new_residual = residual + rms_norm(x, post_weight)
-    normed       = rms_norm(new_residual, weight)
+    y            = x, or rms_norm(x, post_weight) where a block's output is normalised
+    new_residual = residual + residual_scale * y
+    normed       = rms_norm(new_residual, weight), or without a weight new_residual itself
 
 Shapes  x, residual, normed, new_residual [num_tokens, hidden_size]; weights [hidden_size].
-Dtypes  all share one of float32, float16, bfloat16; means are float32. new_residual is rounded
-        to the dtype before it is normalised, and so is rms_norm(x, post_weight), as in the models.
+Dtypes  all share one of float32, float16, bfloat16; means are float32. y, its product with the
+        scale and new_residual are each rounded to the dtype, as in the models.
 Bound   memory: moves 4 * x.nbytes + weight.nbytes (twice with post_weight); unfused it is 6.
 Source  pre-norm residual blocks, arXiv:2002.04745; the norm on a block's output is that of the
-        published Gemma 2 and 3 models.
+        published Gemma 2 and 3 models, without one on the input that of OLMo 2
+        (arXiv:2501.00656); the residual scale is that of the published Granite 3 models.
 """
 
 import torch
@@ -23,10 +24,11 @@ from infer_core.kernels.rms_norm import norm_warps, rms_norm_ref
 def add_rms_norm_ref(
     x: torch.Tensor,
     residual: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | None,
     eps: float,
     *,
     post_weight: torch.Tensor | None = None,
+    residual_scale: float = 1.0,
     weight_offset: float = 0.0,
     weight_in_fp32: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,8 +39,9 @@ def add_rms_norm_ref(
             x, weight, eps, weight_offset=weight_offset, weight_in_fp32=weight_in_fp32
         )
 
-    new_residual = residual + (x if post_weight is None else norm(x, post_weight))
-    return norm(new_residual, weight), new_residual
+    y = x if post_weight is None else norm(x, post_weight)
+    new_residual = residual + y * residual_scale
+    return new_residual if weight is None else norm(new_residual, weight), new_residual
 
 
 @triton.jit
@@ -55,7 +58,9 @@ def _add_rms_norm_kernel(
     hidden_size,
     eps,
     weight_offset,
+    residual_scale,
     POST_NORM: tl.constexpr,
+    NORM: tl.constexpr,
     WEIGHT_IN_FP32: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
@@ -65,7 +70,6 @@ def _add_rms_norm_kernel(
 
     x = tl.load(x_ptr + row * stride_x_row + cols, mask=mask, other=0.0)
     residual = tl.load(residual_ptr + row * stride_residual_row + cols, mask=mask, other=0.0)
-    weight = tl.load(weight_ptr + cols, mask=mask, other=0.0)
     dtype = x.dtype
 
     if POST_NORM:
@@ -74,22 +78,26 @@ def _add_rms_norm_kernel(
         rstd = tl.rsqrt(tl.sum(x_fp32 * x_fp32, axis=0) / hidden_size + eps)
         x = scale_by_norm_weight(x_fp32 * rstd, post_weight, weight_offset, dtype, WEIGHT_IN_FP32)
 
-    new_residual = (residual.to(tl.float32) + x.to(tl.float32)).to(dtype)
+    scaled = (x.to(tl.float32) * residual_scale).to(dtype)
+    new_residual = (residual.to(tl.float32) + scaled.to(tl.float32)).to(dtype)
     tl.store(new_residual_ptr + row * stride_out_row + cols, new_residual, mask=mask)
 
-    r_fp32 = new_residual.to(tl.float32)
-    rstd = tl.rsqrt(tl.sum(r_fp32 * r_fp32, axis=0) / hidden_size + eps)
-    y = scale_by_norm_weight(r_fp32 * rstd, weight, weight_offset, dtype, WEIGHT_IN_FP32)
-    tl.store(normed_ptr + row * stride_out_row + cols, y, mask=mask)
+    if NORM:
+        weight = tl.load(weight_ptr + cols, mask=mask, other=0.0)
+        r_fp32 = new_residual.to(tl.float32)
+        rstd = tl.rsqrt(tl.sum(r_fp32 * r_fp32, axis=0) / hidden_size + eps)
+        y = scale_by_norm_weight(r_fp32 * rstd, weight, weight_offset, dtype, WEIGHT_IN_FP32)
+        tl.store(normed_ptr + row * stride_out_row + cols, y, mask=mask)
 
 
 def add_rms_norm(
     x: torch.Tensor,
     residual: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | None,
     eps: float,
     *,
     post_weight: torch.Tensor | None = None,
+    residual_scale: float = 1.0,
     weight_offset: float = 0.0,
     weight_in_fp32: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,11 +113,12 @@ def add_rms_norm(
             f"add_rms_norm: residual is {residual.dtype} {tuple(residual.shape)}, expected "
             f"x's {x.dtype} {tuple(x.shape)}"
         )
-    check_tensor("add_rms_norm", "weight", weight, x.shape[1:], x.dtype)
+    if weight is not None:
+        check_tensor("add_rms_norm", "weight", weight, x.shape[1:], x.dtype)
     if post_weight is not None:
         check_tensor("add_rms_norm", "post_weight", post_weight, x.shape[1:], x.dtype)
-    normed = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    new_residual = torch.empty_like(normed)
+    new_residual = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    normed = new_residual if weight is None else torch.empty_like(new_residual)
     block_size = triton.next_power_of_2(x.shape[1])
     _add_rms_norm_kernel[(x.shape[0],)](
         x,
@@ -124,7 +133,9 @@ def add_rms_norm(
         x.shape[1],
         eps,
         weight_offset,
+        residual_scale,
         POST_NORM=post_weight is not None,
+        NORM=weight is not None,
         WEIGHT_IN_FP32=weight_in_fp32,
         BLOCK_SIZE=block_size,
         num_warps=norm_warps(block_size),

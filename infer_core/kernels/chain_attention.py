@@ -1,20 +1,21 @@
-"""Attention of one token over the KV cache: q/k norm, RoPE, cache write, scores, in splits.
+"""Attention of one token over the KV cache: q/k norm, RoPE, cache write, scores, in parts.
 
     slot j of the cache holds the token at position - age, age = (position - j) mod capacity
-    seen: age > 0, position - age >= 0, age < window; and the new token itself, from registers
+    seen: age > 0, position - age >= 0, age < window; and the new token itself
     scores = softmax over the seen tokens of soft_cap(scale * q @ k)
-    partial[s], lse[s] = the output of split s alone, and log(sum(exp(score))) of it
+    partial[p], lse[p] = the output of part p alone, and log(sum(exp(score))) of it
 
-Split s covers slots [s * SPLIT, (s + 1) * SPLIT); split 0 also handles the new token and writes it
-to slot position % capacity. Splits that hold no past token leave `partial` and `lse` unwritten,
-except split 0; `linear_residual` reads only max(1, ceil(min(position, capacity) / SPLIT)) of them.
+Part 0 is the new token, which it also writes to slot position % capacity; part p > 0 covers slots
+[(p - 1) * SPLIT, p * SPLIT). Parts that hold no past token leave `partial` and `lse` unwritten;
+`linear_residual` merges part 0 and the first ceil(min(position, capacity) / SPLIT) others.
 
 Shapes  qkv [(num_heads + 2 * num_kv_heads) * head_dim]; caches [num_kv_heads, capacity, head_dim];
-        cos, sin float32 [context, rotary_dim / 2]; partial [num_splits, num_heads * head_dim];
-        lse float32 [num_splits, num_heads].
+        cos, sin float32 [context, rotary_dim / 2]; partial [num_parts, num_heads * head_dim];
+        lse float32 [num_parts, num_heads].
 Dtypes  qkv, caches and partial of one dtype; norm, RoPE, softmax and sums are float32.
 Bound   latency: a program's share of the past is loaded before its predecessor has finished,
-        which is safe because only the new token's slot is written within a step.
+        which is safe because only the new token's slot is written within a step. So are the
+        norm weights and the angles, in the shape q has: a layout change would cost a barrier.
 """
 
 import torch
@@ -52,7 +53,7 @@ def chain_attention_ref(
     norm: Norm | None = None,
     logit_softcap: float | None = None,
 ) -> torch.Tensor:
-    """Define the kernel and the merge of its splits; writes the caches, returns [num_heads * d]."""
+    """Define the kernel and the merge of its parts; writes the caches, returns [num_heads * d]."""
     num_kv_heads, capacity, head_dim = k_cache.shape
     q, k, v = qkv.unflatten(0, (-1, head_dim)).split([num_heads, num_kv_heads, num_kv_heads])
     if q_norm is not None and k_norm is not None and norm is not None:
@@ -73,43 +74,61 @@ def chain_attention_ref(
 
 
 @triton.jit
+def _load_heads(ptr, mask, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr):
+    """Load heads, and for each element the one it is rotated with, [HEADS, BLOCK_D].
+
+    `ptr` [HEADS, 1] points to the first element of each head, `mask` says which heads exist. The
+    partner is loaded rather than moved between threads.
+    """
+    dims = tl.arange(0, BLOCK_D)[None, :]
+    mask = mask & (dims < HEAD_DIM)
+    x = tl.load(ptr + dims, mask=mask, other=0.0)
+    return x, tl.load(ptr + _partner(dims, ROTARY), mask=mask, other=0.0)
+
+
+@triton.jit
 def _norm_rope(
-    ptr,  # pointers to the first element of each head, [HEADS, 1]
-    mask,
-    norm_ptr,
-    cos_ptr,
-    sin_ptr,
+    x,
+    y,
+    weight,
+    weight_partner,
+    cos,
+    sin,
     HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    ROTARY: tl.constexpr,
     HAS_NORM: tl.constexpr,
     EPS: tl.constexpr,
     WEIGHT_OFFSET: tl.constexpr,
     WEIGHT_IN_FP32: tl.constexpr,
 ):
-    """Load heads, normalise and rotate them; [HEADS, BLOCK_D] in their own dtype."""
-    HALF: tl.constexpr = ROTARY // 2
-    dims = tl.arange(0, BLOCK_D)
-    # the element each one is rotated with, loaded rather than moved between threads
-    partner = tl.where(dims < HALF, dims + HALF, tl.where(dims < ROTARY, dims - HALF, dims))
-    x = tl.load(ptr + dims[None, :], mask=mask & (dims[None, :] < HEAD_DIM), other=0.0)
-    y = tl.load(ptr + partner[None, :], mask=mask & (dims[None, :] < HEAD_DIM), other=0.0)
-    turns = dims < ROTARY
-    angle = tl.where(dims < HALF, dims, dims - HALF)
-    cos = tl.load(cos_ptr + angle, mask=turns, other=1.0)
-    sin = tl.load(sin_ptr + angle, mask=turns, other=0.0)
-    sin = tl.where(dims < HALF, -sin, sin)
+    """Normalise and rotate heads `x`, given the partner `y` of each element; in their dtype."""
     if HAS_NORM:
         wide = x.to(tl.float32)
-        rstd = 1.0 / tl.sqrt(tl.sum(wide * wide, axis=1) / HEAD_DIM + EPS)
-        weight = tl.load(norm_ptr + dims, mask=dims < HEAD_DIM, other=0.0)
-        weight_y = tl.load(norm_ptr + partner, mask=dims < HEAD_DIM, other=0.0)
-        x = scale_normed(wide * rstd[:, None], weight[None, :], WEIGHT_OFFSET, WEIGHT_IN_FP32)
-        y = scale_normed(
-            y.to(tl.float32) * rstd[:, None], weight_y[None, :], WEIGHT_OFFSET, WEIGHT_IN_FP32
-        )
-    rotated = x.to(tl.float32) * cos[None, :] + y.to(tl.float32) * sin[None, :]
-    return rotated.to(x.dtype)
+        rstd = 1.0 / tl.sqrt(tl.sum(wide * wide, axis=1) / HEAD_DIM + EPS)[:, None]
+        x = scale_normed(wide * rstd, weight, WEIGHT_OFFSET, WEIGHT_IN_FP32)
+        y = scale_normed(y.to(tl.float32) * rstd, weight_partner, WEIGHT_OFFSET, WEIGHT_IN_FP32)
+    return (x.to(tl.float32) * cos + y.to(tl.float32) * sin).to(x.dtype)
+
+
+@triton.jit
+def _partner(dims, ROTARY: tl.constexpr):
+    """The dimension each one is rotated with; itself, where nothing turns."""
+    HALF: tl.constexpr = ROTARY // 2
+    return tl.where(dims < HALF, dims + HALF, tl.where(dims < ROTARY, dims - HALF, dims))
+
+
+@triton.jit
+def _load_angles(
+    cos_ptr, sin_ptr, HEADS: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr
+):
+    """Load cos and sin of every dimension, once a head; 1 and 0 where nothing turns."""
+    HALF: tl.constexpr = ROTARY // 2
+    rows = tl.zeros((HEADS, 1), tl.int32)
+    dims = tl.arange(0, BLOCK_D)[None, :]
+    mask = (rows == 0) & (dims < ROTARY)
+    angle = rows + tl.where(dims < HALF, dims, dims - HALF)
+    cos = tl.load(cos_ptr + angle, mask=mask, other=1.0)
+    sin = tl.load(sin_ptr + angle, mask=mask, other=0.0)
+    return cos, tl.where(dims < HALF, -sin, sin)
 
 
 @triton.jit
@@ -188,73 +207,81 @@ def _chain_attention_kernel(
     if PDL:
         gdc_launch_dependents()
     kv_head = tl.program_id(0)
-    split = tl.program_id(1)
+    part = tl.program_id(1)
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
+    HALF: tl.constexpr = ROTARY // 2
     # `position` was written by the last kernel of an earlier graph launch, and past tokens by
     # earlier steps, so both may be read before the wait
     position = tl.load(position_ptr)
+    first_slot = (part - 1) * SPLIT
+    stop = tl.minimum(tl.minimum(first_slot + SPLIT, capacity), position)
+    if part > 0 and first_slot >= stop:
+        return  # nothing to do, and the other parts wait for the predecessor
     cache_offset = kv_head.to(tl.int64) * capacity * HEAD_DIM
     k_ptr = k_cache_ptr + cache_offset
     v_ptr = v_cache_ptr + cache_offset
-    stop = tl.minimum(tl.minimum(split * SPLIT + SPLIT, capacity), position)
-    if split > 0 and split * SPLIT >= stop:
-        return  # nothing to do, and the other splits wait for the predecessor
-    slots = split * SPLIT + tl.arange(0, BLOCK_N)
+    slots = first_slot + tl.arange(0, BLOCK_N)
     keys, values, seen = _load_past(
         k_ptr, v_ptr, slots, stop, position, capacity, WINDOW, HEAD_DIM, BLOCK_D
     )
-    HALF: tl.constexpr = ROTARY // 2
     cos_ptr += position * HALF
     sin_ptr += position * HALF
-
-    if PDL:
-        gdc_wait()  # above: only what no kernel of this step has written
+    cos, sin = _load_angles(cos_ptr, sin_ptr, BLOCK_G, BLOCK_D, ROTARY)
     group = tl.arange(0, BLOCK_G)
     heads = kv_head * GROUP + group
     is_head = (group < GROUP)[:, None]
-    dims = tl.arange(0, BLOCK_D)
+    same = tl.zeros((BLOCK_G, 1), tl.int32)  # one vector, once for each head of the group
+    is_new = (group < tl.where(part == 0, GROUP, 0))[:, None]
+    q_weight, q_weight_y = cos, sin
+    k_weight, k_weight_y = cos, sin
+    if HAS_NORM:
+        q_weight, q_weight_y = _load_heads(q_norm_ptr + same, is_head, HEAD_DIM, BLOCK_D, ROTARY)
+        k_weight, k_weight_y = _load_heads(k_norm_ptr + same, is_new, HEAD_DIM, BLOCK_D, ROTARY)
+
+    if PDL:
+        gdc_wait()  # above: only what no kernel of this step has written
+    dims = tl.arange(0, BLOCK_D)[None, :]
+    is_dim = dims < HEAD_DIM
+    q, q_y = _load_heads(qkv_ptr + heads[:, None] * HEAD_DIM, is_head, HEAD_DIM, BLOCK_D, ROTARY)
+    k_start = qkv_ptr + (NUM_HEADS + kv_head) * HEAD_DIM + same
+    key, key_y = _load_heads(k_start, is_new, HEAD_DIM, BLOCK_D, ROTARY)
+    value = tl.load(k_start + NUM_KV_HEADS * HEAD_DIM + dims, mask=is_new & is_dim, other=0.0)
     q = _norm_rope(
-        qkv_ptr + heads[:, None] * HEAD_DIM, is_head, q_norm_ptr, cos_ptr, sin_ptr,
-        HEAD_DIM, BLOCK_D, ROTARY, HAS_NORM, EPS, WEIGHT_OFFSET, WEIGHT_IN_FP32,
+        q, q_y, q_weight, q_weight_y, cos, sin,
+        HEAD_DIM, HAS_NORM, EPS, WEIGHT_OFFSET, WEIGHT_IN_FP32,
     )  # fmt: skip
-    best = tl.full((BLOCK_G,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_G,), tl.float32)
-    acc = tl.zeros((BLOCK_G, BLOCK_D), tl.float32)
-    if split == 0:
-        one = tl.arange(0, 1)[:, None]
+    out_ptr = partial_ptr + part * NUM_HEADS * HEAD_DIM + heads[:, None] * HEAD_DIM + dims
+    lse_ptr += part * NUM_HEADS + heads
+    if part == 0:
         key = _norm_rope(
-            qkv_ptr + (NUM_HEADS + kv_head) * HEAD_DIM + one, one == 0, k_norm_ptr, cos_ptr, sin_ptr,
-            HEAD_DIM, BLOCK_D, ROTARY, HAS_NORM, EPS, WEIGHT_OFFSET, WEIGHT_IN_FP32,
+            key, key_y, k_weight, k_weight_y, cos, sin,
+            HEAD_DIM, HAS_NORM, EPS, WEIGHT_OFFSET, WEIGHT_IN_FP32,
         )  # fmt: skip
-        value = tl.load(
-            qkv_ptr + (NUM_HEADS + NUM_KV_HEADS + kv_head) * HEAD_DIM + dims,
-            mask=dims < HEAD_DIM,
-            other=0.0,
-        )[None, :]
-        best = tl.sum(q.to(tl.float32) * key.to(tl.float32), axis=1) * SCALE
+        score = tl.sum(q.to(tl.float32) * key.to(tl.float32), axis=1) * SCALE
         if SOFTCAP is not None:
-            best = soft_cap(best, SOFTCAP)
-        total += 1.0
-        acc += value.to(tl.float32)
-        slot_offset = (position % capacity) * HEAD_DIM + dims[None, :]
-        tl.store(k_ptr + slot_offset, key, mask=dims[None, :] < HEAD_DIM)
-        tl.store(v_ptr + slot_offset, value, mask=dims[None, :] < HEAD_DIM)
-    best, total, acc = _attend(q, keys, values, seen, best, total, acc, SCALE, SOFTCAP)
-    for first in range(split * SPLIT + BLOCK_N, stop, BLOCK_N):
-        keys, values, seen = _load_past(
-            k_ptr, v_ptr, first + tl.arange(0, BLOCK_N), stop, position, capacity,
-            WINDOW, HEAD_DIM, BLOCK_D,
-        )  # fmt: skip
+            score = soft_cap(score, SOFTCAP)
+        tl.store(out_ptr, value.to(partial_ptr.dtype.element_ty), mask=is_head & is_dim)
+        tl.store(lse_ptr, score, mask=group < GROUP)
+        slot_offset = (position % capacity) * HEAD_DIM + same + dims
+        is_first = (group == 0)[:, None] & is_dim
+        tl.store(k_ptr + slot_offset, key, mask=is_first)
+        tl.store(v_ptr + slot_offset, value, mask=is_first)
+    else:
+        best = tl.full((BLOCK_G,), float("-inf"), tl.float32)
+        total = tl.zeros((BLOCK_G,), tl.float32)
+        acc = tl.zeros((BLOCK_G, BLOCK_D), tl.float32)
         best, total, acc = _attend(q, keys, values, seen, best, total, acc, SCALE, SOFTCAP)
-    # a split may hold only tokens older than the window: total is 0, its lse -inf
-    out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    out_offset = split * NUM_HEADS * HEAD_DIM + heads[:, None] * HEAD_DIM + dims[None, :]
-    tl.store(
-        partial_ptr + out_offset,
-        out.to(partial_ptr.dtype.element_ty),
-        mask=is_head & (dims[None, :] < HEAD_DIM),
-    )
-    tl.store(lse_ptr + split * NUM_HEADS + heads, best + tl.log(total), mask=group < GROUP)
+        if SPLIT > BLOCK_N:
+            for first in range(first_slot + BLOCK_N, stop, BLOCK_N):
+                keys, values, seen = _load_past(
+                    k_ptr, v_ptr, first + tl.arange(0, BLOCK_N), stop, position, capacity,
+                    WINDOW, HEAD_DIM, BLOCK_D,
+                )  # fmt: skip
+                best, total, acc = _attend(q, keys, values, seen, best, total, acc, SCALE, SOFTCAP)
+        # a part may hold only tokens older than the window: total is 0, its lse -inf
+        out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+        tl.store(out_ptr, out.to(partial_ptr.dtype.element_ty), mask=is_head & is_dim)
+        tl.store(lse_ptr, best + tl.log(total), mask=group < GROUP)
 
 
 def chain_attention(
@@ -279,7 +306,7 @@ def chain_attention(
     logit_softcap: float | None = None,
     pdl: bool = False,
 ) -> None:
-    """Launch one program per kv head and split of `split` slots, `block` slots at a time.
+    """Launch one program per kv head and part of `split` slots, `block` slots at a time.
 
     `max_slots`: slots that may be in use, when a bound below the capacity is known.
 
@@ -287,17 +314,19 @@ def chain_attention(
         ValueError: a shape, dtype or stride differs from the docstring of this file.
     """
     num_kv_heads, capacity, head_dim = k_cache.shape
-    num_splits, num_heads = lse.shape
+    num_parts, num_heads = lse.shape
     sizes = (num_heads + 2 * num_kv_heads) * head_dim
-    if qkv.shape != (sizes,) or partial.shape != (num_splits, num_heads * head_dim):
+    if qkv.shape != (sizes,) or partial.shape != (num_parts, num_heads * head_dim):
         raise ValueError(
             f"chain_attention: {num_heads} heads, {num_kv_heads} kv heads of {head_dim} need qkv "
-            f"[{sizes}] and partial [{num_splits}, {num_heads * head_dim}]; got "
+            f"[{sizes}] and partial [{num_parts}, {num_heads * head_dim}]; got "
             f"{tuple(qkv.shape)} and {tuple(partial.shape)}"
         )
-    if num_splits * split < min(capacity, max_slots or capacity) or v_cache.shape != k_cache.shape:
+    if (num_parts - 1) * split < min(
+        capacity, max_slots or capacity
+    ) or v_cache.shape != k_cache.shape:
         raise ValueError(
-            f"chain_attention: {num_splits} splits of {split} slots do not cover caches of "
+            f"chain_attention: {num_parts - 1} parts of {split} slots do not cover caches of "
             f"{tuple(k_cache.shape)} and {tuple(v_cache.shape)}"
         )
     tensors = (qkv, k_cache, v_cache, partial)
@@ -312,7 +341,7 @@ def chain_attention(
     has_norm = q_norm is not None
     if has_norm != (k_norm is not None) or has_norm != (norm is not None):
         raise ValueError("chain_attention: q_norm, k_norm and norm go together; pass all or none")
-    _chain_attention_kernel[(num_kv_heads, num_splits)](
+    _chain_attention_kernel[(num_kv_heads, num_parts)](
         qkv,
         k_cache,
         v_cache,

@@ -56,36 +56,24 @@ def load_rows(ptr, rows, num_rows, WIDTH: tl.constexpr, MAIN: tl.constexpr, REST
 
 @triton.jit
 def dot_rows(main, rest, x_main, x_rest, REST: tl.constexpr):
-    """Return the products of a tile of rows with a float32 vector, float32 [ROWS]."""
-    acc = tl.sum(main.to(tl.float32) * x_main[None, :], axis=1)
+    """Return the products of a tile of rows with a float32 vector, float32 [ROWS].
+
+    The two parts meet before threads exchange anything: each exchange costs two barriers.
+    """
+    acc = main.to(tl.float32) * x_main[None, :]
     if REST > 0:
-        acc += tl.sum(rest.to(tl.float32) * x_rest[None, :], axis=1)
-    return acc
+        MAIN: tl.constexpr = main.shape[1]
+        if MAIN > REST:
+            acc = tl.sum(tl.reshape(acc, (main.shape[0], REST, MAIN // REST)), axis=2)
+        acc += rest.to(tl.float32) * x_rest[None, :]
+    return tl.sum(acc, axis=1)
 
 
 @triton.jit
-def rms_norm_vector(
-    main,
-    rest,
-    weight_main,
-    weight_rest,
-    WIDTH: tl.constexpr,
-    REST: tl.constexpr,
-    EPS: tl.constexpr,
-    WEIGHT_OFFSET: tl.constexpr,
-    WEIGHT_IN_FP32: tl.constexpr,
-):
-    """RMS-normalise a vector held in two parts; returns parts of the weight's dtype."""
-    x_main = main.to(tl.float32)
-    x_rest = rest.to(tl.float32)
-    total = tl.sum(x_main * x_main, axis=0)
-    if REST > 0:
-        total += tl.sum(x_rest * x_rest, axis=0)
-    rstd = 1.0 / tl.sqrt(total / WIDTH + EPS)
-    return (
-        scale_normed(x_main * rstd, weight_main, WEIGHT_OFFSET, WEIGHT_IN_FP32),
-        scale_normed(x_rest * rstd, weight_rest, WEIGHT_OFFSET, WEIGHT_IN_FP32),
-    )
+def inverse_rms(x, WIDTH: tl.constexpr, EPS: tl.constexpr):
+    """Return 1 / sqrt(mean(x ** 2) + EPS) of a vector padded with zeros, float32."""
+    wide = x.to(tl.float32)
+    return 1.0 / tl.sqrt(tl.sum(wide * wide, axis=0) / WIDTH + EPS)
 
 
 @triton.jit
@@ -108,6 +96,7 @@ def norm_input(
     weight_rest,
     post_main,
     post_rest,
+    post_all,
     WIDTH: tl.constexpr,
     MAIN: tl.constexpr,
     REST: tl.constexpr,
@@ -120,22 +109,44 @@ def norm_input(
 
     With ADD_NORMED every program computes the new residual stream for itself and the first one
     writes it to `x_out`, which is another buffer than `x`: the other programs still read that.
+    Sums of squares are taken over the padded vector (`_all`): one exchange instead of one a part.
     """
     main, rest = load_vector(x_ptr, WIDTH, MAIN, REST)
+    x_all = main
+    if REST > 0:
+        x_all = load_all(x_ptr, WIDTH, 2 * MAIN)
     if ADD_NORMED:
         delta_main, delta_rest = load_vector(delta_ptr, WIDTH, MAIN, REST)
-        delta_main, delta_rest = rms_norm_vector(
-            delta_main, delta_rest, post_main, post_rest,
-            WIDTH, REST, EPS, WEIGHT_OFFSET, WEIGHT_IN_FP32,
-        )  # fmt: skip
-        main = (main.to(tl.float32) + delta_main.to(tl.float32)).to(main.dtype)
-        rest = (rest.to(tl.float32) + delta_rest.to(tl.float32)).to(rest.dtype)
+        delta_all = delta_main
+        if REST > 0:
+            delta_all = load_all(delta_ptr, WIDTH, 2 * MAIN)
+        rstd = inverse_rms(delta_all, WIDTH, EPS)
+        main = add_normed(main, delta_main, rstd, post_main, WEIGHT_OFFSET, WEIGHT_IN_FP32)
+        if REST > 0:
+            rest = add_normed(rest, delta_rest, rstd, post_rest, WEIGHT_OFFSET, WEIGHT_IN_FP32)
+            x_all = add_normed(x_all, delta_all, rstd, post_all, WEIGHT_OFFSET, WEIGHT_IN_FP32)
+        else:
+            x_all = main
         if tl.program_id(0) == 0:
             store_vector(x_out_ptr, main, rest, WIDTH, MAIN, REST)
-    main, rest = rms_norm_vector(
-        main, rest, weight_main, weight_rest, WIDTH, REST, EPS, WEIGHT_OFFSET, WEIGHT_IN_FP32
-    )
+    rstd = inverse_rms(x_all, WIDTH, EPS)
+    main = scale_normed(main.to(tl.float32) * rstd, weight_main, WEIGHT_OFFSET, WEIGHT_IN_FP32)
+    rest = scale_normed(rest.to(tl.float32) * rstd, weight_rest, WEIGHT_OFFSET, WEIGHT_IN_FP32)
     return main.to(tl.float32), rest.to(tl.float32)
+
+
+@triton.jit
+def load_all(ptr, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    """Load a vector padded with zeros to a power of two."""
+    cols = tl.arange(0, PADDED)
+    return tl.load(ptr + cols, mask=cols < WIDTH, other=0.0)
+
+
+@triton.jit
+def add_normed(x, delta, rstd, weight, WEIGHT_OFFSET: tl.constexpr, WEIGHT_IN_FP32: tl.constexpr):
+    """Return x + the normed delta, each rounded to the dtype of x."""
+    normed = scale_normed(delta.to(tl.float32) * rstd, weight, WEIGHT_OFFSET, WEIGHT_IN_FP32)
+    return (x.to(tl.float32) + normed.to(tl.float32)).to(x.dtype)
 
 
 @triton.jit

@@ -24,22 +24,11 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
-class StagedTile:
-    """How `staged_linear` cuts a matrix; a tile has 16 * warps / slices rows.
+class AttentionTile:
+    """Elements of K a program takes at a time, and its warps."""
 
-    slices: pieces of a row's width (1, 2, 4 or 8); chunk: columns of a piece a stage holds;
-    stages: chunks in shared memory, of 32 * warps * chunk bytes each; ahead: chunks on their way at
-    a time before the wait; registers: limit a thread, so that the kernels before and after fit
-    beside it.
-    """
-
-    slices: int
-    chunk: int
+    elements: int
     warps: int
-    stages: int
-    per_sm: int = 1
-    ahead: int = 2
-    registers: int = 80
 
 
 def check_vectors(

@@ -1,14 +1,14 @@
 """A linear layer and the residual add in one kernel, for one token: y = residual + x @ weight.T + b.
 
-`x` is a vector, or the attention output still in splits (`lse` given), which every program merges:
+`x` is a vector, or the attention output still in parts (`lse` given), which every program merges:
 
-    weight[s, head] = exp(lse[s, head]) / sum over splits of the same
-    x[head, :]      = sum over splits of weight[s, head] * partial[s, head, :]
+    weight[p, head] = exp(lse[p, head]) / sum over parts of the same
+    x[head, :]      = sum over parts of weight[p, head] * partial[p, head, :]
 
-Shapes  x [width], or partial [num_splits, num_heads * head_dim] with lse [num_splits, num_heads];
+Shapes  x [width], or partial [num_parts, num_heads * head_dim] with lse [num_parts, num_heads];
         weight [num_rows, width]; y, residual [num_rows], which may be one buffer.
-Dtypes  all of one dtype, lse float32; sums are float32, rounded once before the residual add.
-Bound   memory: moves weight.nbytes (and the splits, from L2, once a program).
+Dtypes  all of one dtype, lse float32; sums are float32, y is rounded once, at the end.
+Bound   memory: moves weight.nbytes (and the parts, from L2, once a program).
 """
 
 import math
@@ -22,8 +22,8 @@ from infer_core.kernels.chain_parts import dot_rows, load_rows, load_vector, spl
 from infer_core.kernels.chain_types import Tile, check_vectors
 
 
-def merge_splits_ref(partial: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:
-    """Define the merge of attention splits; NaN rows are splits that hold no token yet."""
+def merge_parts_ref(partial: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:
+    """Define the merge of attention parts; NaN rows are parts that hold no token yet."""
     used = ~lse.isnan().any(-1)
     share = torch.softmax(lse[used].to(torch.promote_types(partial.dtype, torch.float32)), dim=0)
     heads = partial[used].unflatten(-1, (lse.shape[1], -1)).to(share.dtype)
@@ -40,56 +40,57 @@ def linear_residual_ref(
 ) -> torch.Tensor:
     """Define the kernel in plain torch."""
     if lse is not None:
-        x = merge_splits_ref(x, lse)
+        x = merge_parts_ref(x, lse)
     y = torch.nn.functional.linear(x, weight, bias)
     return y if residual is None else residual + y
 
 
 @triton.jit
-def _merge_part(
+def _merge_parts(
     partial_ptr,
     lse_ptr,
-    num_used,
+    num_parts,
     FIRST: tl.constexpr,
     SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     VECTOR: tl.constexpr,
-    SPLITS_AT_ONCE: tl.constexpr,
+    PARTS_AT_ONCE: tl.constexpr,
 ):
-    """Merge SIZE columns from FIRST on, of all used splits; float32 [SIZE], not yet rounded.
+    """Merge SIZE columns from FIRST on, of all parts in use; float32 [SIZE], not yet rounded.
 
-    VECTOR divides HEAD_DIM: so many neighbouring columns share one lse load.
+    VECTOR divides HEAD_DIM: so many neighbouring columns share one lse load. Part 0, the new
+    token, starts the online softmax; it always exists.
     """
-    chunks = tl.arange(0, SIZE // VECTOR)
-    cols = FIRST + chunks[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
-    heads = (FIRST + chunks * VECTOR) // HEAD_DIM
-    inside = FIRST + chunks * VECTOR < WIDTH
-    best = tl.full((SIZE // VECTOR,), float("-inf"), tl.float32)
-    total = tl.zeros((SIZE // VECTOR,), tl.float32)
-    acc = tl.zeros((SIZE // VECTOR, VECTOR), tl.float32)
-    for first in range(0, num_used, SPLITS_AT_ONCE):
-        splits = first + tl.arange(0, SPLITS_AT_ONCE)
-        mask = (splits[:, None] < num_used) & inside[None, :]
-        partial = tl.load(
-            partial_ptr + splits[:, None, None] * WIDTH + cols[None, :, :],
-            mask=mask[:, :, None],
-            other=0.0,
-        )
-        lse = tl.load(
-            lse_ptr + splits[:, None] * (WIDTH // HEAD_DIM) + heads[None, :],
-            mask=mask,
-            other=float("-inf"),
-        )
-        new_best = tl.maximum(best, tl.max(lse, axis=0))
-        safe = tl.where(new_best == float("-inf"), 0.0, new_best)  # padded columns
-        share = tl.exp(lse - safe[None, :])
-        scale = tl.exp(best - safe)
-        total = total * scale + tl.sum(share, axis=0)
-        acc = acc * scale[:, None] + tl.sum(share[:, :, None] * partial.to(tl.float32), axis=0)
-        best = new_best
-    merged = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    return tl.reshape(merged, (SIZE,))
+    chunks = FIRST + tl.arange(0, SIZE // VECTOR) * VECTOR
+    cols = chunks[:, None] + tl.arange(0, VECTOR)[None, :]
+    inside = chunks < WIDTH
+    lse_ptr += chunks // HEAD_DIM
+    best = tl.load(lse_ptr, mask=inside, other=0.0)
+    acc = tl.load(partial_ptr + cols, mask=inside[:, None], other=0.0).to(tl.float32)
+    total = tl.full((SIZE // VECTOR,), 1.0, tl.float32)
+    for first in range(1, num_parts, PARTS_AT_ONCE):
+        # all loads of these parts stand before their first use: the compiler keeps that order
+        lses = ()
+        partials = ()
+        for step in tl.static_range(PARTS_AT_ONCE):
+            mask = (chunks < WIDTH) & (chunks * 0 + first + step < num_parts)
+            lses += (
+                tl.load(
+                    lse_ptr + (first + step) * (WIDTH // HEAD_DIM), mask=mask, other=float("-inf")
+                ),
+            )
+            partials += (
+                tl.load(partial_ptr + (first + step) * WIDTH + cols, mask=mask[:, None], other=0.0),
+            )
+        for step in tl.static_range(PARTS_AT_ONCE):
+            new_best = tl.maximum(best, lses[step])
+            share = tl.exp(lses[step] - new_best)
+            scale = tl.exp(best - new_best)
+            total = total * scale + share
+            acc = acc * scale[:, None] + share[:, None] * partials[step].to(tl.float32)
+            best = new_best
+    return tl.reshape(acc / total[:, None], (SIZE,))
 
 
 @triton.jit
@@ -110,7 +111,7 @@ def _linear_residual_kernel(
     HEAD_DIM: tl.constexpr,
     SPLIT: tl.constexpr,
     VECTOR: tl.constexpr,
-    SPLITS_AT_ONCE: tl.constexpr,
+    PARTS_AT_ONCE: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     PDL: tl.constexpr,
@@ -120,11 +121,11 @@ def _linear_residual_kernel(
         gdc_launch_dependents()
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     main, rest = load_rows(weight_ptr, rows, num_rows, WIDTH, MAIN, REST)
-    num_used = 0
+    num_parts = 0
     if SPLIT > 0:
         # written by the last kernel of an earlier launch, so it may be read before the wait
         past = tl.minimum(tl.load(position_ptr), capacity)
-        num_used = tl.maximum(tl.cdiv(past, SPLIT), 1)
+        num_parts = 1 + tl.cdiv(past, SPLIT)
 
     if PDL:
         gdc_wait()  # above: only what no kernel of this step has written
@@ -133,16 +134,14 @@ def _linear_residual_kernel(
     if HAS_RESIDUAL:
         residual = tl.load(residual_ptr + rows, mask=rows < num_rows, other=0.0)
     if SPLIT > 0:
-        x_main = _merge_part(
-            x_ptr, lse_ptr, num_used, 0, MAIN, WIDTH, HEAD_DIM, VECTOR, SPLITS_AT_ONCE
+        x_main = _merge_parts(
+            x_ptr, lse_ptr, num_parts, 0, MAIN, WIDTH, HEAD_DIM, VECTOR, PARTS_AT_ONCE
         )  # fmt: skip
-        x_main = x_main.to(dtype).to(tl.float32)
         x_rest = x_main
         if REST > 0:
-            x_rest = _merge_part(
-                x_ptr, lse_ptr, num_used, MAIN, REST, WIDTH, HEAD_DIM, VECTOR, SPLITS_AT_ONCE
+            x_rest = _merge_parts(
+                x_ptr, lse_ptr, num_parts, MAIN, REST, WIDTH, HEAD_DIM, VECTOR, PARTS_AT_ONCE
             )  # fmt: skip
-            x_rest = x_rest.to(dtype).to(tl.float32)
     else:
         x_main, x_rest = load_vector(x_ptr, WIDTH, MAIN, REST)
         x_main = x_main.to(tl.float32)
@@ -157,11 +156,10 @@ def _linear_residual_kernel(
         acc = dot_rows(main, rest, x_main, x_rest, REST)
         if HAS_BIAS:
             acc += tl.load(bias_ptr + rows, mask=inside, other=0.0).to(tl.float32)
-        y = acc.to(dtype)
         if HAS_RESIDUAL:
-            y = (residual.to(tl.float32) + y.to(tl.float32)).to(dtype)
+            acc += residual.to(tl.float32)
             residual = tl.load(residual_ptr + next_rows, mask=next_rows < num_rows, other=0.0)
-        tl.store(y_ptr + rows, y, mask=inside)
+        tl.store(y_ptr + rows, acc.to(dtype), mask=inside)
 
         rows = next_rows
         main, rest = next_main, next_rest
@@ -182,10 +180,10 @@ def linear_residual(
     split: int = 0,
     pdl: bool = False,
 ) -> None:
-    """Launch the kernel into `y`; as `linear_residual_ref`, reading only the used splits.
+    """Launch the kernel into `y`; as `linear_residual_ref`, reading only the parts in use.
 
     With `lse`, `position` (int32 [1]), `capacity` and `split` (slots of the cache, slots of a
-    split) say how many splits the attention of this step wrote.
+    part) say how many parts the attention of this step wrote.
 
     Raises:
         ValueError: a shape, dtype or stride differs from the docstring of this file.
@@ -203,11 +201,11 @@ def linear_residual(
         or not (x.is_contiguous() and lse.is_contiguous())
         or x.shape != (lse.shape[0], width)
         or width % lse.shape[1]
-        or lse.shape[0] * split < capacity
+        or (lse.shape[0] - 1) * split < capacity
     ):
         raise ValueError(
-            f"linear_residual: partial must be contiguous [num_splits, {width}] {weight.dtype} and "
-            f"lse [num_splits, num_heads], num_splits * {split} >= {capacity}; got "
+            f"linear_residual: partial must be contiguous [num_parts, {width}] {weight.dtype} and "
+            f"lse [num_parts, num_heads], (num_parts - 1) * {split} >= {capacity}; got "
             f"{tuple(x.shape)} {x.dtype} and {tuple(lse.shape)}"
         )
     check_vectors("linear_residual", weight.dtype, num_rows, y=y, residual=residual, bias=bias)
@@ -215,6 +213,7 @@ def linear_residual(
         raise ValueError(f"linear_residual: weight must be contiguous, has {weight.stride()}")
     main, rest = split_width(width)
     head_dim = 1 if lse is None else width // lse.shape[1]
+    parts_at_once = 1 if lse is None else min(8, triton.next_power_of_2(lse.shape[0] - 1))
     _linear_residual_kernel[(min(programs, triton.cdiv(num_rows, tile.rows)),)](
         x,
         x if lse is None else lse,
@@ -232,7 +231,7 @@ def linear_residual(
         HEAD_DIM=head_dim,
         SPLIT=0 if lse is None else split,
         VECTOR=math.gcd(head_dim, min(8, max(1, main // (32 * tile.warps)))),
-        SPLITS_AT_ONCE=1 if lse is None else min(4, triton.next_power_of_2(lse.shape[0])),
+        PARTS_AT_ONCE=parts_at_once,
         HAS_RESIDUAL=residual is not None,
         HAS_BIAS=bias is not None,
         PDL=pdl,

@@ -8,8 +8,8 @@ Every program also leaves the largest of its logits and the smallest row that ha
 
 Shapes  x, delta [hidden_size]; weight [vocab_size, hidden_size]; logits [vocab_size];
         best_value float32 and best_index int32 [programs].
-Dtypes  x, weight, logits of one dtype; sums are float32, logits rounded once per operation of the
-        unfused model. Candidates compare the rounded logits, as an argmax over `logits` would.
+Dtypes  x and weight of one dtype; sums and logits are float32, not rounded again. Candidates are
+        those of an argmax over `logits`.
 Bound   memory: moves weight.nbytes.
 """
 
@@ -20,6 +20,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from infer_core.kernels.chain_parts import (
     dot_rows,
+    load_all,
     load_rows,
     load_vector,
     norm_input,
@@ -76,15 +77,17 @@ def _lm_head_kernel(
     post_main, post_rest = weight_main, weight_rest
     if ADD_NORMED:
         post_main, post_rest = load_vector(post_weight_ptr, WIDTH, MAIN, REST)
+    post_all = post_main
+    if ADD_NORMED and REST > 0:
+        post_all = load_all(post_weight_ptr, WIDTH, 2 * MAIN)
 
     if PDL:
         gdc_wait()  # above: only what no kernel of the chain writes
     x_main, x_rest = norm_input(
         x_ptr, delta_ptr, x_out_ptr, weight_main, weight_rest, post_main, post_rest,
-        WIDTH, MAIN, REST, EPS, WEIGHT_OFFSET, WEIGHT_IN_FP32, ADD_NORMED,
+        post_all, WIDTH, MAIN, REST, EPS, WEIGHT_OFFSET, WEIGHT_IN_FP32, ADD_NORMED,
     )  # fmt: skip
 
-    dtype = logits_ptr.dtype.element_ty
     best_value = tl.full((ROWS,), float("-inf"), tl.float32)
     best_index = tl.full((ROWS,), 2147483647, tl.int32)
     for _ in range(tl.program_id(0), tl.cdiv(num_rows, ROWS), tl.num_programs(0)):
@@ -93,12 +96,12 @@ def _lm_head_kernel(
         next_main, next_rest = load_rows(weight_ptr, next_rows, num_rows, WIDTH, MAIN, REST)
 
         inside = rows < num_rows
-        logits = dot_rows(main, rest, x_main, x_rest, REST).to(dtype)
+        logits = dot_rows(main, rest, x_main, x_rest, REST)
         if SOFTCAP is not None:
-            logits = soft_cap(logits.to(tl.float32), SOFTCAP).to(dtype)
+            logits = soft_cap(logits, SOFTCAP)
         tl.store(logits_ptr + rows, logits, mask=inside)
-        better = inside & (logits.to(tl.float32) > best_value)
-        best_value = tl.where(better, logits.to(tl.float32), best_value)
+        better = inside & (logits > best_value)
+        best_value = tl.where(better, logits, best_value)
         best_index = tl.where(better, rows, best_index)
 
         rows = next_rows
@@ -134,7 +137,7 @@ def lm_head(
     vocab_size, hidden = weight.shape
     check_vectors("lm_head", x.dtype, hidden, x=x, norm_weight=norm_weight, delta=delta,
                   post_weight=post_weight, x_out=x_out)  # fmt: skip
-    check_vectors("lm_head", x.dtype, vocab_size, logits=logits)
+    check_vectors("lm_head", torch.float32, vocab_size, logits=logits)
     programs = best_value.shape[0]
     check_vectors("lm_head", torch.float32, programs, best_value=best_value)
     check_vectors("lm_head", torch.int32, programs, best_index=best_index)

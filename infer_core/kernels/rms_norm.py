@@ -3,6 +3,7 @@
     y = x / sqrt(mean(x**2) + eps) * (weight + weight_offset)
 
 Shapes  x, y [num_tokens, hidden_size]; weight [hidden_size].
+        With in_place, y is x.
 Dtypes  x, weight and y share one of float32, float16, bfloat16; the mean is float32.
 Bound   memory: moves 2 * x.nbytes + weight.nbytes.
 Source  arXiv:1910.07467; the two rounding orders are those of the published
@@ -28,13 +29,16 @@ def rms_norm_ref(
     *,
     weight_offset: float = 0.0,
     weight_in_fp32: bool = False,
+    in_place: bool = False,
 ) -> torch.Tensor:
     """Define RMSNorm in plain torch, over the last dimension of any shape."""
     wide = at_least_fp32(x)
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     if weight_in_fp32:
-        return (normed * (at_least_fp32(weight) + weight_offset)).to(x.dtype)
-    return normed.to(x.dtype) * (weight + weight_offset)
+        y = (normed * (at_least_fp32(weight) + weight_offset)).to(x.dtype)
+    else:
+        y = normed.to(x.dtype) * (weight + weight_offset)
+    return x.copy_(y) if in_place else y
 
 
 @triton.jit
@@ -71,6 +75,7 @@ def rms_norm(
     *,
     weight_offset: float = 0.0,
     weight_in_fp32: bool = False,
+    in_place: bool = False,
 ) -> torch.Tensor:
     """Launch the kernel; same contract as `rms_norm_ref`, for two dimensions.
 
@@ -80,7 +85,8 @@ def rms_norm(
     """
     check_rows("rms_norm", "x", x)
     check_tensor("rms_norm", "weight", weight, x.shape[1:], x.dtype)
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    # In place is safe: a program has read its whole row, for the mean, before it writes.
+    y = x if in_place else torch.empty(x.shape, dtype=x.dtype, device=x.device)
     block_size = triton.next_power_of_2(x.shape[1])
     _rms_norm_kernel[(x.shape[0],)](
         x,

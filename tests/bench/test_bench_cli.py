@@ -114,6 +114,9 @@ def test_an_ad_hoc_case_takes_its_sizes_and_sampling(call):
             "min_p": 0.1,
             "repetition_penalty": 1.2,
             "seed": 9,
+            "max_tokens": None,
+            "stop": (),
+            "logprobs": None,
         },
     }
     assert report.rows[0].samples[0].num_tokens == 5

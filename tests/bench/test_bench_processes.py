@@ -219,3 +219,16 @@ def test_a_time_limit_interrupts_what_hangs_and_then_is_gone():
 
     time.sleep(0.2)  # an alarm left behind would end this test
     assert time.monotonic() - began < 10
+
+
+def test_a_worker_ends_with_the_run_that_started_it(bench, make_plugin, tmp_path):
+    told = tmp_path / "pid"
+    tell = f"open({str(told)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    make_plugin(edits={SHAPE: f"{IN_WORKER}{tell}\n    {SHAPE}"})
+
+    process = bench(wait=False)
+    wait_until(lambda: told.is_file() and told.read_text())
+    process.kill()
+    process.communicate(timeout=30)
+
+    wait_until(lambda: not Path("/proc", told.read_text(), "cmdline").exists(), limit_s=10)

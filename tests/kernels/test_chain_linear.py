@@ -86,16 +86,16 @@ def test_linear_residual_is_as_accurate_as_eager_torch(
 
 @pytest.mark.parametrize(
     ("position", "used"),
-    [(0, 1), (1, 1), (16, 1), (17, 2), (79, 5), (400, 6)],
+    [(0, 1), (1, 2), (16, 2), (17, 3), (79, 6), (400, 7)],
     ids=lambda v: str(v),
 )
 @pytest.mark.parametrize(("num_heads", "head_dim"), [(4, 16), (3, 40)])
-def test_linear_residual_merges_the_used_splits_only(
+def test_linear_residual_merges_the_parts_in_use_only(
     num_heads, head_dim, position, used, dtype, device, assert_as_accurate_as_eager
 ):
     width = num_heads * head_dim
-    partial = torch.full((6, width), float("nan"), dtype=dtype, device=device)
-    lse = torch.full((6, num_heads), float("nan"), device=device)
+    partial = torch.full((7, width), float("nan"), dtype=dtype, device=device)
+    lse = torch.full((7, num_heads), float("nan"), device=device)
     partial[:used] = draw(used, width, dtype=dtype, device=device)
     lse[:used] = 3 * torch.randn(used, num_heads)
     weight = draw(5, width, dtype=dtype, device=device, scale=width**-0.5)
@@ -127,7 +127,7 @@ def test_lm_head_gives_logits_and_candidates_of_their_argmax(
         arguments["delta"] = draw(hidden, dtype=dtype, device=device)
         arguments["post_weight"] = draw(hidden, dtype=dtype, device=device)
         x_out = torch.empty(hidden, dtype=dtype, device=device)
-    logits = torch.empty(vocab_size, dtype=dtype, device=device)
+    logits = torch.empty(vocab_size, device=device)
     value = torch.empty(3, device=device)
     index = torch.empty(3, dtype=torch.int32, device=device)
 
@@ -137,9 +137,9 @@ def test_lm_head_gives_logits_and_candidates_of_their_argmax(
     )  # fmt: skip
 
     truth = lm_head_ref(norm=OFFSET, softcap=softcap, **wide(arguments))
-    assert_as_accurate_as_eager(
-        logits, lm_head_ref(norm=OFFSET, softcap=softcap, **arguments), truth
-    )
+    eager = lm_head_ref(norm=OFFSET, softcap=softcap, **arguments)
+    # the kernel does not round to the model's dtype, and may not err where rounding alone does
+    assert_as_accurate_as_eager(logits.to(dtype), eager, truth)
     assert int(index[value.argmax()]) == int(logits.argmax())
     assert float(value.max()) == float(logits.max())
 
@@ -170,8 +170,8 @@ def test_norm_linear_refuses_a_delta_without_its_norm(device):
                     tile=TILE, programs=1, delta=x)  # fmt: skip
 
 
-def test_linear_residual_refuses_splits_that_do_not_cover_the_cache(device):
-    with pytest.raises(ValueError, match=r"num_splits \* 16 >= 90"):
+def test_linear_residual_refuses_parts_that_do_not_cover_the_cache(device):
+    with pytest.raises(ValueError, match=r"\(num_parts - 1\) \* 16 >= 90"):
         linear_residual(
             torch.zeros(2, 8, device=device), torch.zeros(4, 8, device=device),
             torch.zeros(4, device=device), lse=torch.zeros(2, 2, device=device), split=16,

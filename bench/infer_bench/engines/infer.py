@@ -51,6 +51,10 @@ class LoadedInfer:
         return self._engine.kernels
 
     @property
+    def unfused(self) -> bool:
+        return self._engine.unfused
+
+    @property
     def weights_kind(self) -> str:
         return self._engine.weights_kind
 

@@ -1,0 +1,258 @@
+import gc
+import json
+import math
+import weakref
+
+import pytest
+import torch
+import transformers
+from toy_checkpoint import write_checkpoint
+
+from infer_core import LLM, ChatTemplateError, RequestError, SamplingParams, TokenizerError
+
+PROMPT = "The quick brown fox"
+MESSAGES = [{"role": "user", "content": "Pack my box"}]
+SHORT = SamplingParams(max_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def llm(folder):
+    with LLM(folder, device="cpu") as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def oracle(folder):
+    return (
+        transformers.AutoModelForCausalLM.from_pretrained(folder).eval(),
+        transformers.AutoTokenizer.from_pretrained(folder),
+    )
+
+
+def oracle_answer(oracle, text, count, **encode):
+    """Greedy ids, and the logits before each, by transformers without a cache."""
+    model, tokenizer = oracle
+    ids = tokenizer(text, return_tensors="pt", **encode)["input_ids"]
+    rows = []
+    with torch.no_grad():
+        for _ in range(count):
+            rows.append(model(input_ids=ids, use_cache=False).logits[0, -1])
+            ids = torch.cat([ids, rows[-1].argmax().view(1, 1)], dim=1)
+    return ids[0, -count:].tolist(), torch.stack(rows)
+
+
+def test_an_answer_is_that_of_transformers(llm, oracle):
+    answer = llm.generate(PROMPT, SHORT)
+    tokens, _ = oracle_answer(oracle, PROMPT, 12)
+
+    assert answer.token_ids == tokens
+    assert answer.text == oracle[1].decode(tokens, skip_special_tokens=True)
+    assert (answer.finish_reason, answer.stop, answer.logprobs) == ("length", None, None)
+    assert answer.num_prompt_tokens == len(llm.encode(PROMPT))
+    assert answer.ttft_ms > 0
+    assert answer.e2e_s > 0
+    assert answer.decode_tokens_per_s > 0
+
+
+def test_text_and_its_ids_give_the_same_answer(llm):
+    by_ids = llm.generate(llm.encode(PROMPT), SHORT)
+    assert by_ids.token_ids == llm.generate(PROMPT, SHORT).token_ids
+
+
+def test_a_list_of_prompts_gives_a_list_in_its_order(llm):
+    one, two = llm.generate([PROMPT, llm.encode("Pack")], SHORT)
+    assert one.token_ids == llm.generate(PROMPT, SHORT).token_ids
+    assert two.token_ids == llm.generate("Pack", SHORT).token_ids
+
+
+def test_the_pieces_of_a_stream_are_the_text(llm):
+    stream = llm.stream(PROMPT, SHORT)
+    with pytest.raises(RequestError, match="not complete yet"):
+        stream.completion  # noqa: B018
+
+    pieces = list(stream)
+
+    assert len(pieces) > 1
+    assert "".join(pieces) == stream.completion.text == llm.generate(PROMPT, SHORT).text
+
+
+def test_logprobs_are_those_of_the_raw_logits(llm, oracle):
+    answer = llm.generate(PROMPT, SamplingParams(max_tokens=6, logprobs=3))
+    tokens, rows = oracle_answer(oracle, PROMPT, 6)
+    expected = rows.log_softmax(-1)
+
+    assert [each.token_id for each in answer.logprobs] == tokens
+    for each, row in zip(answer.logprobs, expected, strict=True):
+        top = row.topk(3)
+        assert [token for token, _ in each.top] == top.indices.tolist()
+        assert [logprob for _, logprob in each.top] == pytest.approx(top.values.tolist(), rel=1e-4)
+        assert each.logprob == pytest.approx(each.top[0][1])
+
+
+def test_logprobs_of_sampled_tokens_ignore_temperature(llm, oracle):
+    hot = SamplingParams(max_tokens=1, temperature=50.0, logprobs=0, seed=4)
+    answer = llm.generate(PROMPT, hot)
+    _, rows = oracle_answer(oracle, PROMPT, 1)
+
+    expected = rows[0].log_softmax(-1)[answer.token_ids[0]].item()
+    assert answer.logprobs[0].logprob == pytest.approx(expected, rel=1e-4)
+    assert answer.logprobs[0].top == ()
+    assert math.isfinite(expected)
+
+
+def test_a_stop_string_ends_the_answer_early(llm):
+    whole = llm.generate(PROMPT, SHORT)
+    stop = whole.text[5:8]
+
+    answer = llm.generate(PROMPT, SamplingParams(max_tokens=12, stop=["never seen", stop]))
+
+    assert (answer.finish_reason, answer.stop) == ("stop", stop)
+    assert answer.text == whole.text[: whole.text.index(stop)]
+    assert len(answer.token_ids) < len(whole.token_ids)
+    assert "".join(llm.stream(PROMPT, SamplingParams(max_tokens=12, stop=stop))) == answer.text
+
+
+def test_a_cancelled_stream_keeps_what_came(llm):
+    stream = llm.stream(PROMPT, SHORT)
+    first = next(iter(stream))
+    stream.cancel()
+    answer = stream.read()
+
+    assert answer.finish_reason == "cancelled"
+    assert answer.text.startswith(first)
+    assert len(answer.token_ids) < 12
+
+
+def test_the_end_token_of_generation_config_ends_the_answer(llm, tmp_path):
+    tokens = llm.generate(PROMPT, SHORT).token_ids
+    end = tokens[4]
+    write_checkpoint(tmp_path, generation_config={"eos_token_id": [1, end]})
+
+    with LLM(tmp_path, device="cpu") as other:
+        answer = other.generate(PROMPT, SHORT)
+
+    assert answer.finish_reason == "eos"
+    assert answer.token_ids == tokens[: tokens.index(end) + 1]
+    assert answer.text == other.tokenizer.decode(answer.token_ids[:-1])
+
+
+def test_the_model_samples_by_its_generation_config_unless_told(llm, tmp_path):
+    write_checkpoint(tmp_path, generation_config={"do_sample": True, "temperature": 5.0})
+
+    with LLM(tmp_path, device="cpu") as sampling:
+        greedy = sampling.generate(PROMPT, SamplingParams(temperature=0, max_tokens=12))
+        sampled = sampling.generate(PROMPT, SHORT)
+
+    assert greedy.token_ids == llm.generate(PROMPT, SHORT).token_ids
+    assert sampled.token_ids != greedy.token_ids
+    explicit = SamplingParams(temperature=5.0, max_tokens=12)
+    assert sampled.token_ids == llm.generate(PROMPT, explicit).token_ids
+
+
+def test_chat_is_the_rendered_template_without_a_second_bos(llm, oracle):
+    answer = llm.chat(MESSAGES, SHORT)
+    text = oracle[1].apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+    tokens, _ = oracle_answer(oracle, text, 12, add_special_tokens=False)
+
+    assert answer.token_ids == tokens
+    assert llm.encode(text, add_special_tokens=False).count(0) == 1
+
+
+def test_a_model_without_a_template_says_so(tmp_path):
+    write_checkpoint(tmp_path, chat_template=None)
+    with (
+        LLM(tmp_path, device="cpu") as llm,
+        pytest.raises(ChatTemplateError, match="has no chat template"),
+    ):
+        llm.chat(MESSAGES)
+
+
+def test_an_answer_is_at_most_what_is_left_of_the_context(folder):
+    with LLM(folder, device="cpu", max_context=20) as llm:
+        answer = llm.generate(list(range(3, 15)))
+    assert len(answer.token_ids) <= 8
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "message"),
+    [
+        pytest.param("", None, "the prompt is empty", id="empty-text"),
+        pytest.param([], None, "the prompt is empty", id="empty-ids"),
+        pytest.param([PROMPT, ""], None, "the prompt is empty", id="one-of-a-list"),
+        pytest.param([9999], None, "outside the vocabulary", id="foreign-id"),
+        pytest.param([5] * 512, None, "512 tokens and the context 512", id="no-room"),
+        pytest.param(
+            [5] * 500, SamplingParams(max_tokens=20), "500 prompt tokens \\+ 20", id="too-long"
+        ),
+        pytest.param("a\ud800", None, "lone surrogate", id="not-unicode"),
+    ],
+)
+def test_a_bad_request_is_refused_before_anything_runs(llm, monkeypatch, prompt, params, message):
+    monkeypatch.setattr(llm.engine, "stream", None)
+    with pytest.raises(RequestError, match=message):
+        llm.generate(prompt, params)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"stop": [""]}, "a stop string is empty"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"logprobs": -1}, "logprobs"),
+        ({"top_k": 5}, "temperature is 0"),
+    ],
+)
+def test_parameters_that_contradict_themselves_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SamplingParams(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device": "tpu"}, "device 'tpu' is unknown"),
+        ({"device": "meta"}, "expected cpu, cuda"),
+        ({"device": "cuda:99"}, "torch sees"),
+        ({"device": "cpu", "max_context": 9999}, "expected 1 to 512"),
+        ({"device": "cpu", "revision": "v1"}, "is a folder"),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_so_says_why(folder, arguments, message):
+    with pytest.raises(RequestError, match=message):
+        LLM(folder, **arguments)
+
+
+def test_a_reference_model_takes_ids_only():
+    with LLM("llama-3.2-1b", device="cpu", max_context=64) as llm:
+        assert len(llm.generate([1, 2, 3], SamplingParams(max_tokens=4)).token_ids) == 4
+        with pytest.raises(TokenizerError, match="reference model: random weights"):
+            llm.generate("hello")
+        with pytest.raises(RequestError, match="stop strings need text"):
+            llm.generate([1], SamplingParams(stop="x"))
+        with pytest.raises(ChatTemplateError, match="reference model"):
+            llm.chat(MESSAGES)
+
+
+def test_a_malformed_tokenizer_fails_before_the_weights_are_read(tmp_path):
+    write_checkpoint(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": "nothing"}))
+    (tmp_path / "model.safetensors").write_bytes(b"never looked at")
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
+        LLM(tmp_path, device="cpu")
+
+
+def test_closing_frees_the_weights_and_ends_service(folder):
+    with LLM(folder, device="cpu") as llm:
+        llm.generate(PROMPT, SHORT)
+        weights = weakref.ref(llm.engine.parameters["embed"])
+    gc.collect()
+
+    assert weights() is None
+    with pytest.raises(RequestError, match="is closed"):
+        llm.generate(PROMPT)
+    llm.close()
