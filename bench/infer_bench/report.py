@@ -7,7 +7,7 @@ older schema versions `migrate.py`'s.
 
 import re
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -76,6 +76,9 @@ class Model(Record):
         default=None, description="repository of config and weights; None for a folder or tiny"
     )
     commit: str | None = Field(default=None, description="full commit of that repository")
+    resolved: dict[str, Any] | None = Field(
+        default=None, description="the plugin's answers (infer_core.ModelSpec), equal layers once"
+    )
 
 
 class Sample(Record):

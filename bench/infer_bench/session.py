@@ -22,6 +22,7 @@ from infer_bench.plan import Plan, plan_table
 from infer_bench.progress import Progress
 from infer_bench.report import Model, Report, Settings
 from infer_bench.report_files import prepare_folder, report_path, save_report
+from infer_bench.resolved import resolved_facts
 from infer_bench.runner import Results, run
 from infer_bench.show import print_report, print_table
 from infer_bench.targets import Target, describe, find_targets
@@ -208,4 +209,5 @@ def _model(target: Target) -> Model:
         plugin=target.plugin,
         hub_id=target.model.hub_id if target.model else None,
         commit=target.model.commit if target.model else None,
+        resolved=resolved_facts(target.model.spec) if target.model else None,
     )

@@ -3,6 +3,7 @@ import json
 import os
 import resource
 import socket
+from importlib.metadata import version
 from pathlib import Path
 
 import jsonschema
@@ -24,7 +25,9 @@ from infer_bench.report import (
 )
 from infer_bench.report_files import load_report, prepare_folder, report_path, save_report
 from infer_bench.report_schema import SCHEMA_FILE, schema_text
+from infer_bench.resolved import resolved_facts
 from pydantic import ValidationError
+from toy_specs import toy_spec
 
 VERSION_1 = Path(__file__).parents[1] / "fixtures" / "reports" / "v1.json"
 
@@ -150,6 +153,7 @@ def test_the_environment_names_versions_but_no_user_host_or_path():
     assert environment.gpu is None
     assert environment.torch[0].isdigit()
     assert environment.infer_core == "0.1.0"
+    assert environment.other_engines["transformers"] == version("transformers")
     assert environment.python.startswith("3.")
     assert str(Path.home()) not in text
     assert socket.gethostname() not in text
@@ -242,3 +246,19 @@ def test_a_damaged_or_foreign_file_is_said_to_be_one(tmp_path, text, message):
 def test_a_report_that_is_not_there_is_said_so(tmp_path):
     with pytest.raises(ReportError, match=r"cannot read the report .*nowhere\.json: No such file"):
         load_report(tmp_path / "nowhere.json")
+
+
+def test_a_resolved_model_says_equal_layers_once():
+    facts = resolved_facts(toy_spec(num_layers=4, window=5, ring=True))
+
+    assert facts["shape"]["num_layers"] == 4
+    assert "weights" not in facts
+    assert [(one["layers"], one["window"]) for one in facts["attention"]] == [
+        ([0, 1, 2], 5),
+        ([3], None),
+    ]
+    assert [(one["layers"], one["kind"]) for one in facts["kv_cache"]] == [
+        ([0, 1, 2], "ring"),
+        ([3], "full"),
+    ]
+    json.dumps(facts)

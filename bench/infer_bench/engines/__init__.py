@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from infer_bench.environment import ENGINE_GROUP
 from infer_bench.errors import EngineUnavailable, UsageError
 from infer_bench.report import DType
 from infer_core import SamplingParams
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from infer_core import Generation
     from infer_core.model_source import ResolvedModel
 
-GROUP = "infer_bench.engines"
 # Our own are listed here and not in the group, so that they are there in a source tree as well.
 BUILT_IN = {
     "infer": "infer_bench.engines.infer:ENGINE",
@@ -109,7 +109,7 @@ def check_engines(names: Sequence[str]) -> tuple[str, ...]:
         if name not in known:
             raise UsageError(
                 f"unknown engine {name!r}; known: {', '.join(known)}. Others come with "
-                f"distributions that have an entry point in the group {GROUP}"
+                f"distributions that have an entry point in the group {ENGINE_GROUP}"
             )
     return tuple(dict.fromkeys(names))
 
@@ -120,7 +120,11 @@ def find_engine(name: str) -> Engine:
     Raises:
         EngineUnavailable: it is not there, does not import, or what it needs is not installed.
     """
-    entry = EntryPoint(name, BUILT_IN[name], GROUP) if name in BUILT_IN else _installed().get(name)
+    entry = (
+        EntryPoint(name, BUILT_IN[name], ENGINE_GROUP)
+        if name in BUILT_IN
+        else _installed().get(name)
+    )
     if entry is None:
         raise EngineUnavailable(f"no installed distribution brings an engine named {name!r}")
     try:
@@ -136,4 +140,4 @@ def find_engine(name: str) -> Engine:
 
 
 def _installed() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=GROUP)}
+    return {entry.name: entry for entry in entry_points(group=ENGINE_GROUP)}
