@@ -14,7 +14,7 @@ import pytest
 from infer_bench.backend import Backend
 from infer_bench.cases import Case
 from infer_bench.errors import WorkerDied
-from infer_bench.job import Job
+from infer_bench.job import Job, Machine, Survey
 from infer_bench.launch import InOwnProcess, _Worker
 from infer_bench.limits import time_limit
 from infer_bench.report import Report, Settings
@@ -232,3 +232,10 @@ def test_a_worker_ends_with_the_run_that_started_it(bench, make_plugin, tmp_path
     process.communicate(timeout=30)
 
     wait_until(lambda: not Path("/proc", told.read_text(), "cmdline").exists(), limit_s=10)
+
+
+def test_a_worker_can_survey_the_machine():
+    with _Worker(Survey(device="cpu", dtype=None), os.environ) as worker:
+        machine = Machine.model_validate(worker.next("machine", timeout_s=60))
+
+    assert machine == Backend().survey(Survey(device="cpu", dtype=None))
