@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from types import TracebackType
 from typing import IO, Protocol
 
 from infer_bench.backend import Backend
@@ -92,7 +93,8 @@ class InOwnProcess:
                     row = Row.model_validate(news)
                     listener.row(row)
                     if row.loaded is not None and row.status in ("failed", "oom"):
-                        break  # a GPU that once raised an error may go on raising it
+                        worker.end()  # a GPU that once raised an error may go on raising it
+                        break
 
     def _environment(self) -> dict[str, str]:
         environment = dict(os.environ)
@@ -138,12 +140,16 @@ class _Worker:
     def __enter__(self) -> "_Worker":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        with suppress(subprocess.TimeoutExpired):
-            # it has said all it had to; a crash while it tears down is not the row's
-            self._process.wait(timeout=0 if sys.exc_info()[0] else 10)
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=10)  # it has said all it had to
+        self.end()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             with suppress(OSError):
@@ -163,7 +169,7 @@ class _Worker:
             try:
                 line = self._news.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                self._kill()
+                self.end()
                 raise WorkerDied(f"timeout: not done after {timeout_s:g} s ({latest})") from None
             if line is None:
                 raise WorkerDied(self._why_dead(latest))
@@ -175,7 +181,8 @@ class _Worker:
             if doing is not None:
                 doing(latest)
 
-    def _kill(self) -> None:
+    def end(self) -> None:
+        """Kill the process and whatever it started."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
