@@ -143,7 +143,7 @@ def _lines(interactive: bool) -> Iterator[str]:
             import readline  # noqa: F401 (gives input() history and editing)
     while True:
         try:
-            yield input("> ") if interactive else _piped_line()
+            yield _typed_line() if interactive else _piped_line()
         except EOFError:
             if interactive:
                 print(file=sys.stderr)
@@ -152,6 +152,13 @@ def _lines(interactive: bool) -> Iterator[str]:
             if not interactive:
                 raise
             note("\n/exit or Ctrl-D leaves")
+
+
+def _typed_line() -> str:
+    if sys.stdout.isatty():
+        return input("> ")
+    print("> ", end="", file=sys.stderr, flush=True)  # answers go to a file: the prompt must not
+    return input()
 
 
 def _piped_line() -> str:

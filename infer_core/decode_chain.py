@@ -11,6 +11,7 @@ runs; each kernel waits for its predecessor before it touches anything the chain
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,8 +33,9 @@ class DecodeChain:
     `position` int32 [1], its position; `logits` [vocab_size] of the last step; `sequence` int64
     [max_context + 1], every token the chain has picked, at its position.
 
-    A graph may hold one step only: attention reads `position` and past keys before it waits, which
-    is safe because an earlier launch has finished by then.
+    The first kernel of a step starts only when the step before has ended. So every other kernel may
+    read, before it waits, what only the end of a step writes (`position`) and what earlier steps
+    wrote (past keys and values).
     """
 
     def __init__(
@@ -146,12 +148,12 @@ class DecodeChain:
         block, hidden = spec.block, spec.shape.hidden_size
         sandwich = spec.norm.placement == "sandwich"
         empty = partial(torch.zeros, dtype=self._x.dtype, device=self._x.device)
-        delta = empty(hidden) if sandwich else None
+        delta = empty(hidden)  # a block's output before its norm, sandwich only
         inner = empty(spec.shape.intermediate_size)
         launches: list[Callable[[], None]] = []
         x, x_other = self._x, self._x_other
 
-        def normed(post_weight: str, *, first: bool = False) -> dict[str, Tensor | None]:
+        def normed(post_weight: str, *, first: bool = False) -> dict[str, Any]:
             """Arguments that add the last block's normed output; none for 'pre' norms."""
             if not sandwich or first:
                 return {}
@@ -180,7 +182,8 @@ class DecodeChain:
                     norm_linear, x, parameters[name + "attn_norm"], parameters[name + "qkv"], qkv,
                     self._norm, bias=parameters.get(name + "qkv_bias"),
                     tile=tiles.qkv, programs=self._programs(tiles.qkv, qkv_rows),
-                    pdl=self.pdl, **extra,
+                    # a step starts when the one before has ended: see the class docstring
+                    pdl=self.pdl, early=layer > 0, **extra,
                 )
             )  # fmt: skip
             if extra:

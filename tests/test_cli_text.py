@@ -54,34 +54,33 @@ def infer(monkeypatch, capsys):
 class Terminal:
     """A command in a pseudo-terminal: what it shows, and keys to send."""
 
-    def __init__(self, *arguments, **environ):
+    def __init__(self, *arguments, stdout=None, **environ):
         self._main, child = pty.openpty()
         self._process = subprocess.Popen(
             [*INFER, *arguments],
             stdin=child,
-            stdout=child,
+            stdout=child if stdout is None else stdout,
             stderr=child,
             start_new_session=True,
             preexec_fn=lambda: _own_terminal(0),
             env={**os.environ, "TERM": "xterm", "CUDA_VISIBLE_DEVICES": "", **environ},
         )
         os.close(child)
-        self.shown = ""
+        self.shown, self._seen = "", 0
 
-    def wait_for(self, *texts, timeout=60):
-        """Read until one of these texts was shown beyond what earlier calls saw."""
-        seen, deadline = "", time.monotonic() + timeout
-        while not any(text in seen for text in texts):
+    def wait_for(self, text, timeout=60):
+        """Read until this was shown after what the last call waited for."""
+        deadline = time.monotonic() + timeout
+        while (found := self.shown.find(text, self._seen)) < 0:
             ready, _, _ = select.select([self._main], [], [], max(0, deadline - time.monotonic()))
-            assert ready, f"waited for {texts}, saw {seen!r}"
+            assert ready, f"waited for {text!r}, saw {self.shown[self._seen :]!r}"
             try:
                 piece = os.read(self._main, 65536).decode("utf-8", "replace")
             except OSError:  # the other side is closed
                 piece = ""
-            assert piece, f"ended; waited for {texts}, saw {seen!r}"
-            seen += piece
+            assert piece, f"ended; waited for {text!r}, saw {self.shown[self._seen :]!r}"
             self.shown += piece
-        return seen
+        self._seen = found + len(text)
 
     def send(self, keys):
         os.write(self._main, keys.encode())
@@ -286,6 +285,19 @@ def test_in_a_terminal_notes_are_dimmed_and_ctrl_d_leaves(folder):
         terminal.wait_for("> ")
         terminal.send("\x04")
         assert terminal.exit_code() == 0
+
+
+def test_in_a_terminal_with_redirected_output_only_answers_are_in_the_file(folder, tmp_path, llm):
+    path = tmp_path / "answers"
+    options = ["--max-tokens", "5", "--device", "cpu"]
+    with path.open("wb") as file, Terminal("chat", folder, *options, stdout=file) as terminal:
+        terminal.wait_for("> ")
+        terminal.send("Pack my box\n")
+        terminal.wait_for("TTFT")
+        terminal.send("\x04")
+        assert terminal.exit_code() == 0
+    answer = llm.chat([{"role": "user", "content": "Pack my box"}], SamplingParams(max_tokens=5))
+    assert path.read_text() == answer.text + "\n"
 
 
 def test_inspect_agrees_with_the_loaded_model(infer, folder, llm):

@@ -58,7 +58,16 @@ def resolve(hub, tmp_path, make_plugin):
     """Resolve a model in a fresh process: `resolve("toys/one", offline=True, revision="v1")`."""
     make_plugin("toy")
 
-    def run(model="toys/one", *, offline=False, endpoint=hub.url, token=None, home=None, **options):
+    def run(
+        model="toys/one",
+        *,
+        command=(sys.executable, "-c", PROGRAM),
+        offline=False,
+        endpoint=hub.url,
+        token=None,
+        home=None,
+        **options,
+    ):
         environ = {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": make_plugin.path[0],
@@ -71,7 +80,7 @@ def resolve(hub, tmp_path, make_plugin):
         environ |= {"HF_HUB_OFFLINE": "1"} if offline else {}
         environ |= {"HF_TOKEN": token} if token else {}
         done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, model, json.dumps(options)],
+            [*command, model, json.dumps(options)] if command[-1] == PROGRAM else command,
             env=environ,
             capture_output=True,
             text=True,
@@ -310,3 +319,20 @@ def test_a_download_that_broke_off_goes_on_with_the_file_it_was_at(hub, resolve)
 def test_what_is_no_hub_id_never_asks_the_hub(hub, resolve, model, options, error, phrase):
     refused(resolve(model, **options), error, phrase)
     assert hub.requests == []
+
+
+def test_the_benchmark_reports_the_commit(hub, resolve):
+    hub.repositories["toys/one"] = Repository(checkpoint(), revisions=("v1",))
+    program = "from infer_bench.cli import main; main()"
+    sizes = "--prompt-tokens 4 --max-new-tokens 2 --warmup 0 --trials 1 --weights dummy"
+    options = "--model toys/one --revision v1 --device cpu --no-save --json"
+
+    report = resolve(command=[sys.executable, "-c", program, *f"{options} {sizes}".split()])
+
+    (model,) = report["models"]
+    assert (model["hub_id"], model["commit"], model["loaded"]["tiny"]) == (
+        "toys/one",
+        COMMIT,
+        False,
+    )
+    assert hub.downloads("model.safetensors") == []

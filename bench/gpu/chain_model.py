@@ -60,7 +60,10 @@ def parameters(spec: Namespace, device: str, seed: int = 0) -> dict[str, torch.T
     def norm(width: int) -> torch.Tensor:
         return (draw(width, gain=0.1) + (1 - offset)).to(torch.bfloat16)
 
-    params = {"embed": draw(sizes.vocab_size, sizes.hidden_size), "final_norm": norm(sizes.hidden_size)}
+    params = {
+        "embed": draw(sizes.vocab_size, sizes.hidden_size),
+        "final_norm": norm(sizes.hidden_size),
+    }
     for layer, a in enumerate(spec.attention):
         n = f"layers.{layer}."
         params[n + "qkv"] = draw((a.num_heads + 2 * a.num_kv_heads) * a.head_dim, sizes.hidden_size)

@@ -47,8 +47,10 @@ def describe(kernel) -> str:
         ).stdout
     numbers = dict(re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", usage))
     loads = Counter(re.findall(r"ld\.global(?:\.[\w:]+)*?((?:\.v\d)?\.b\d+)", kernel.asm["ptx"]))
-    return f"regs {numbers.get('REG')} stack {numbers.get('STACK')} local {numbers.get('LOCAL')} " \
+    return (
+        f"regs {numbers.get('REG')} stack {numbers.get('STACK')} local {numbers.get('LOCAL')} "
         f"shared {kernel.metadata.shared} warps {kernel.metadata.num_warps} loads {dict(loads)}"
+    )
 
 
 def main() -> None:

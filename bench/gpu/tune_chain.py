@@ -64,8 +64,13 @@ def descend(time_tiles, tiles, kinds, order, until):
                 seen[trial] = time_tiles(trial)
             rows.append((seen[trial], tile))
         rows.sort(key=lambda row: row[0])
-        print(f"  {kind:9}", " ".join(
-            f"{'/'.join(map(str, list(asdict(t).values())[:6]))}:{us:.0f}" for us, t in rows), flush=True)
+        print(
+            f"  {kind:9}",
+            " ".join(
+                f"{'/'.join(map(str, list(asdict(t).values())[:6]))}:{us:.0f}" for us, t in rows
+            ),
+            flush=True,
+        )
         if rows and rows[0][0] < best:
             best, tiles = rows[0][0], replace(tiles, **{kind: rows[0][1]})
     return best, tiles
@@ -142,7 +147,11 @@ def roll(chain, graph, steps: int, kv):
     for _ in range(steps):
         graph.replay()
     torch.cuda.synchronize()
-    return [chain.sequence[31 : 31 + steps].clone(), chain.logits.clone(), *(k.clone() for k, _ in kv)]
+    return [
+        chain.sequence[31 : 31 + steps].clone(),
+        chain.logits.clone(),
+        *(k.clone() for k, _ in kv),
+    ]
 
 
 def main() -> None:
@@ -169,7 +178,9 @@ def main() -> None:
         spec = chain_model.read(folder)
         params = chain_model.parameters(spec, "cuda")
         kv = chain_model.caches(spec, BUCKET, "cuda")
-        build = lambda **k: chain_model.build(spec, BUCKET, device="cuda", params=params, kv=kv, **k)  # noqa: E731
+        build = lambda **k: chain_model.build(
+            spec, BUCKET, device="cuda", params=params, kv=kv, **k
+        )  # noqa: E731
         chain = build(pdl=True)
         graph = capture(chain)
         first = time.time()
@@ -185,7 +196,10 @@ def main() -> None:
         }
         plain = build(pdl=False)
         plain_graph = capture(plain)
-        same = [torch.equal(a, b) for a, b in zip(roll(chain, graph, 1000, kv), roll(plain, plain_graph, 1000, kv))]
+        same = [
+            torch.equal(a, b)
+            for a, b in zip(roll(chain, graph, 1000, kv), roll(plain, plain_graph, 1000, kv))
+        ]
         record["pdl_equal"] = all(same)
         record["default"] = {p: round(time_us(chain, graph, p), 1) for p in (64, 512, 1024, 2000)}
         record["no_pdl"] = time_us(plain, plain_graph, 64)
@@ -193,6 +207,7 @@ def main() -> None:
         print(spec.name, json.dumps(record), flush=True)
         best_tiles = chain._tiles
         if budget:
+
             def time_tiles(tiles):
                 try:
                     trial = build(pdl=True, tiles=tiles)
@@ -204,8 +219,10 @@ def main() -> None:
 
             kinds = variants(spec, sms)
             order = ["attention", "attn_out", "gate_up", "mlp_out", "qkv", "lm_head"]
-            ahead = replace(best_tiles, **{
-                k: tiles[-1] for k, tiles in kinds.items() if isinstance(tiles[-1], StagedTile)})
+            ahead = replace(
+                best_tiles,
+                **{k: tiles[-1] for k, tiles in kinds.items() if isinstance(tiles[-1], StagedTile)},
+            )
             print("  staged", round(time_tiles(ahead), 1))
             starts = {"plain": best_tiles}
             found = []
@@ -221,8 +238,12 @@ def main() -> None:
             for bucket, position in ((512, 384), (1152, 576), (2048, 1536)):
                 kv_b = chain_model.caches(spec, bucket, "cuda")
                 for name, tiles in (("default", None), ("best", best_tiles)):
-                    trial = chain_model.build(spec, bucket, device="cuda", pdl=True, params=params, kv=kv_b, tiles=tiles)
-                    record[f"{name}_{bucket}_{position}"] = round(time_us(trial, capture(trial), position), 1)
+                    trial = chain_model.build(
+                        spec, bucket, device="cuda", pdl=True, params=params, kv=kv_b, tiles=tiles
+                    )
+                    record[f"{name}_{bucket}_{position}"] = round(
+                        time_us(trial, capture(trial), position), 1
+                    )
                 del kv_b, trial
             print("  cases", {k: v for k, v in record.items() if k.count("_") == 2})
             torch.manual_seed(0)
@@ -232,22 +253,37 @@ def main() -> None:
             chain.begin(5, 64)
             graph.replay()
             torch.cuda.synchronize()
-            record["best_error"] = float((chain.logits.float() - truth).abs().max() / truth.abs().max())
+            record["best_error"] = float(
+                (chain.logits.float() - truth).abs().max() / truth.abs().max()
+            )
             runs = [roll(chain, graph, 1000, kv) for _ in range(2)]
             record["repeatable"] = all(torch.equal(a, b) for a, b in zip(*runs))
             print("  error", record["best_error"], "repeatable", record["repeatable"])
-            print("  best", record["best"], {k: tuple(v.values()) for k, v in record["best_tiles"].items()})
+            print(
+                "  best",
+                record["best"],
+                {k: tuple(v.values()) for k, v in record["best_tiles"].items()},
+            )
         # what a step loses without one kind of kernel
         launches = list(chain._launches)
         record["without"] = {}
         for i, kind in enumerate(("qkv", "attention", "attn_out", "gate_up", "mlp_out")):
-            chain._launches = [l for n, l in enumerate(launches) if n % 5 != i or n == len(launches) - 1]
+            chain._launches = [
+                l for n, l in enumerate(launches) if n % 5 != i or n == len(launches) - 1
+            ]
             less = time_us(chain, capture(chain), 64, repeats=3)
-            record["without"][kind] = ((record.get("best") or record["default"])[64] - less) / spec.shape.num_layers
+            record["without"][kind] = (
+                (record.get("best") or record["default"])[64] - less
+            ) / spec.shape.num_layers
         chain._launches = launches[:-1]
         less = time_us(chain, capture(chain), 64, repeats=3)
         record["without"]["lm_head"] = (record.get("best") or record["default"])[64] - less
-        print("  without", {k: round(v, 2) for k, v in record["without"].items()}, f"{time.time() - first:.0f} s", flush=True)
+        print(
+            "  without",
+            {k: round(v, 2) for k, v in record["without"].items()},
+            f"{time.time() - first:.0f} s",
+            flush=True,
+        )
         del chain, graph, plain, plain_graph, params, kv
         torch.cuda.empty_cache()
     (out / "chain.json").write_text(json.dumps(results, indent=1))

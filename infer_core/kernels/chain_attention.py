@@ -210,8 +210,8 @@ def _chain_attention_kernel(
     part = tl.program_id(1)
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     HALF: tl.constexpr = ROTARY // 2
-    # `position` was written by the last kernel of an earlier graph launch, and past tokens by
-    # earlier steps, so both may be read before the wait
+    # `position` and past tokens were written in earlier steps, which ended before this one
+    # started, so both may be read before the wait
     position = tl.load(position_ptr)
     first_slot = (part - 1) * SPLIT
     stop = tl.minimum(tl.minimum(first_slot + SPLIT, capacity), position)

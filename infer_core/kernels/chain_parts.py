@@ -8,9 +8,11 @@ two that fits (MAIN) and the masked rest (REST, 0 when there is none), so 1152 i
 import triton
 import triton.language as tl
 
+from infer_core.kernels._common import tanh
+
 
 def split_width(width: int) -> tuple[int, int]:
-    """Return (MAIN, REST): the largest power of two in `width`, and a power of two over the rest."""
+    """Return (MAIN, REST): the largest power of two in `width`, and one that holds the rest."""
     main = 1 << (width.bit_length() - 1)
     rest = width - main
     return main, triton.next_power_of_2(rest) if rest else 0
@@ -166,4 +168,4 @@ def activate(x, ACTIVATION: tl.constexpr):
 @triton.jit
 def soft_cap(x, CAP: tl.constexpr):
     """Return CAP * tanh(x / CAP), float32."""
-    return CAP * (2.0 * tl.sigmoid(2.0 * x / CAP) - 1.0)
+    return CAP * tanh(x / CAP)

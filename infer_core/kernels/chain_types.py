@@ -7,7 +7,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """`x / sqrt(mean(x**2) + eps) * (weight + weight_offset)`, weighted before or after rounding."""
+    """`x / sqrt(mean(x**2) + eps) * (weight + weight_offset)`, rounded before or after."""
 
     eps: float
     weight_offset: float = 0.0

@@ -1,4 +1,4 @@
-"""A linear layer and the residual add in one kernel, for one token: y = residual + x @ weight.T + b.
+"""A linear layer and the residual add in one kernel: y = residual + x @ weight.T + bias.
 
 `x` is a vector, or the attention output still in parts (`lse` given), which every program merges:
 
@@ -27,7 +27,8 @@ def merge_parts_ref(partial: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:
     used = ~lse.isnan().any(-1)
     share = torch.softmax(lse[used].to(torch.promote_types(partial.dtype, torch.float32)), dim=0)
     heads = partial[used].unflatten(-1, (lse.shape[1], -1)).to(share.dtype)
-    return (share[..., None] * heads).sum(0).flatten().to(partial.dtype)
+    merged: torch.Tensor = (share[..., None] * heads).sum(0).flatten()
+    return merged.to(partial.dtype)
 
 
 def linear_residual_ref(
@@ -75,16 +76,16 @@ def _merge_parts(
         partials = ()
         for step in tl.static_range(PARTS_AT_ONCE):
             mask = (chunks < WIDTH) & (chunks * 0 + first + step < num_parts)
-            lses += (
+            lses += (  # type: ignore[assignment]
                 tl.load(
                     lse_ptr + (first + step) * (WIDTH // HEAD_DIM), mask=mask, other=float("-inf")
                 ),
             )
-            partials += (
+            partials += (  # type: ignore[assignment]
                 tl.load(partial_ptr + (first + step) * WIDTH + cols, mask=mask[:, None], other=0.0),
             )
         for step in tl.static_range(PARTS_AT_ONCE):
-            new_best = tl.maximum(best, lses[step])
+            new_best = tl.maximum(best, lses[step])  # type: ignore[unreachable]
             share = tl.exp(lses[step] - new_best)
             scale = tl.exp(best - new_best)
             total = total * scale + share
@@ -123,7 +124,7 @@ def _linear_residual_kernel(
     main, rest = load_rows(weight_ptr, rows, num_rows, WIDTH, MAIN, REST)
     num_parts = 0
     if SPLIT > 0:
-        # written by the last kernel of an earlier launch, so it may be read before the wait
+        # written at the end of an earlier step, so it may be read before the wait
         past = tl.minimum(tl.load(position_ptr), capacity)
         num_parts = 1 + tl.cdiv(past, SPLIT)
 

@@ -165,8 +165,11 @@ def norm_linear(
     activation: str | None = None,
     gated: bool = False,
     pdl: bool = False,
+    early: bool = True,
 ) -> None:
     """Launch the kernel into `y` (and `x_out`, with `delta`); as `norm_linear_ref`.
+
+    `early=False`: start after the kernel before has ended, and let only those behind start early.
 
     Raises:
         ValueError: a shape, dtype or stride differs from the docstring of this file.
@@ -214,5 +217,5 @@ def norm_linear(
         PDL=pdl,
         num_warps=tile.warps,
         num_stages=1,
-        launch_pdl=pdl,
+        launch_pdl=pdl and early,
     )

@@ -172,7 +172,7 @@ def _qk_norm_rope_kernel(
     if NORM and 2 * HALF < HEAD_DIM:
         tl.store(x_ptrs + rest_cols[None, :], rest.to(dtype), mask=rest_mask)
 
-    if WRITE_KV:  # noqa: SIM102  (with `and` the branch is compiled even when False)
+    if WRITE_KV:  # its own branch: with `and` it is compiled even when False
         if PADDED:
             num_tokens = tl.load(count_ptr)
         # Of the tokens that share a slot only the last may write it, or the order decides.

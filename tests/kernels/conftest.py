@@ -70,6 +70,6 @@ def softmax_allowance():
     """
 
     def allowance(qkv):
-        return 2 * 2**-22.5 * float(qkv.abs().max()) if qkv.is_cuda else 0.0
+        return 2 * 2**-22.5 * float(qkv.nan_to_num().abs().max()) if qkv.is_cuda else 0.0
 
     return allowance

@@ -1,0 +1,131 @@
+"""Tiles measured on this GPU, kept in the user's cache folder; the defaults hold without them.
+
+A file a key: GPU, shapes, dtype and Triton version. Its name is a hash, its content the key and the
+tiles, so that a reader sees what they are for. A file that cannot be used is ignored, with a
+warning: tiles change speed, never results.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from infer_core.chain_tiles import ChainTiles
+from infer_core.kernels.chain_types import AttentionTile, Tile
+from infer_core.specs import ModelSpec
+
+# (rows, warps, per_sm) and (elements, warps): what won or came close on an H200, widths 1152-8192
+LINEAR = tuple(
+    Tile(*numbers)
+    for numbers in (
+        (2, 8, 4), (2, 4, 4), (4, 4, 4), (8, 4, 2), (4, 8, 2), (8, 8, 2), (8, 8, 1), (2, 8, 2),
+        (1, 8, 4), (1, 4, 4),
+    )
+)  # fmt: skip
+CANDIDATES: dict[str, tuple[Tile | AttentionTile, ...]] = {
+    "attention": (AttentionTile(8192, 4), AttentionTile(16384, 8)),
+    "attn_out": LINEAR[3:8],
+    "gate_up": LINEAR[:5],
+    "mlp_out": (*LINEAR[7:], LINEAR[0]),
+    "qkv": LINEAR[1:5],
+    "lm_head": (Tile(8, 4, 4), Tile(4, 2, 8)),
+}
+
+
+def tiles_key(spec: ModelSpec, dtype: torch.dtype, gpu: str) -> dict[str, Any]:
+    """Say what the best tiles depend on; never the model's name."""
+    return {
+        "gpu": gpu,
+        "dtype": str(dtype),
+        "triton": triton.__version__,
+        "hidden_size": spec.shape.hidden_size,
+        "intermediate_size": spec.shape.intermediate_size,
+        "vocab_size": spec.shape.vocab_size,
+        "gated": spec.block.gated,
+        "norms": spec.norm.placement,
+        "heads": sorted({(a.num_heads, a.num_kv_heads, a.head_dim) for a in spec.attention}),
+    }
+
+
+def load_tiles(key: dict[str, Any], folder: Path | None = None) -> ChainTiles | None:
+    """Return the tiles kept for `key`, or None; a file that cannot be read is a warning."""
+    path = _path(key, folder)
+    if not path.exists():
+        return None
+    try:
+        stored = json.loads(path.read_text())["tiles"]
+        kinds = {field.name for field in fields(ChainTiles)}
+        if set(stored) != kinds:
+            raise ValueError(f"kinds {sorted(stored)}, expected {sorted(kinds)}")
+        tiles: dict[str, Any] = {
+            kind: (AttentionTile if kind == "attention" else Tile)(**_numbers(values))
+            for kind, values in stored.items()
+        }
+        return ChainTiles(**tiles)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        warnings.warn(
+            f"ignoring tiles in {path}: {error!r}; delete the file or tune again", stacklevel=2
+        )
+        return None
+
+
+def save_tiles(key: dict[str, Any], tiles: ChainTiles, folder: Path | None = None) -> Path:
+    """Keep `tiles` for `key`; a reader sees the old file or the new one, never a part."""
+    path = _path(key, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = json.dumps({"key": key, "tiles": asdict(tiles)}, indent=1)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(content)
+    os.replace(file.name, path)
+    return path
+
+
+def tune(
+    start: ChainTiles, measure: Callable[[ChainTiles], float], *, budget_s: float = 60.0
+) -> tuple[ChainTiles, float]:
+    """Try the candidates of one kind after another, keeping what is faster; (tiles, time).
+
+    `measure` times a whole step, compilation excluded, in any unit, and may raise RuntimeError for
+    tiles that do not fit the GPU. Trials stop when `budget_s` is over.
+    """
+    until = time.monotonic() + budget_s
+    best, best_time = start, measure(start)
+    for kind, candidates in CANDIDATES.items():
+        for candidate in candidates:
+            if time.monotonic() > until:
+                return best, best_time
+            change: dict[str, Any] = {kind: candidate}
+            trial = replace(best, **change)
+            if trial == best:
+                continue
+            try:
+                trial_time = measure(trial)
+            except RuntimeError:  # too many registers or too much shared memory for this GPU
+                continue
+            if trial_time < best_time:
+                best, best_time = trial, trial_time
+    return best, best_time
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, int]:
+    for name, value in values.items():
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} is {value!r}, expected a positive integer")
+    return values
+
+
+def _path(key: dict[str, Any], folder: Path | None) -> Path:
+    if folder is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(cache) / "infer-core" / "tiles"
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return folder / f"{digest[:16]}.json"
