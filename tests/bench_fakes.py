@@ -1,11 +1,16 @@
 """An engine side without an engine, for tests of the benchmark: times and tokens are scripted."""
 
-import weakref
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import torch
 from infer_bench.backend import Backend
 from infer_bench.environment import Environment, Gpu
+from infer_bench.errors import EngineUnavailable
+from infer_bench.gpu_watch import GpuWatch
+from infer_bench.job import Machine
+from infer_bench.launch import InThisProcess
+from infer_bench.report import Ceilings
 from toy_specs import toy_spec
 
 from infer_core import ModelNotFound, ReferenceModel
@@ -52,8 +57,9 @@ class FakeEngine:
 
     def __init__(self, spec=None, *, tokens=one_token_after_another, times=None):
         self.spec = spec or toy_spec(max_context=4096)
-        self.device = "cpu"
         self.dtype = "torch.float32"
+        self.plain_path = "scripted"
+        self.plain_tokens = lambda tokens: tokens
         self.kernels = "reference"
         self.unfused = False
         self.weights_kind = "dummy"
@@ -84,6 +90,11 @@ class FakeEngine:
         } | self.times(self.call, len(tokens))
         self.call += 1
         return SimpleNamespace(**generation)
+
+    def plain_logits(self, prompt, tokens):
+        """Be sure of `plain_tokens(tokens)`, whatever the vocabulary."""
+        best = torch.tensor(self.plain_tokens(list(tokens)))
+        return torch.nn.functional.one_hot(best, max(*tokens, *best.tolist()) + 2).float()
 
 
 def reference(name, label=None):
@@ -121,18 +132,41 @@ class FakeRegistry:
         return [(name, reference(name)) for name in self.names]
 
 
-class FakeBackend(Backend):
-    """Engines by model name; an exception in place of an engine is raised when it is loaded."""
+def in_this_process(backend, blocked):
+    """Give the launcher that fakes need; nothing of theirs exists in another process."""
+    return InThisProcess(backend)
 
-    def __init__(self, engines, *, registry=None, device="cpu", bandwidth=None, peak=None):
+
+class FakeBackend(Backend):
+    """Engines by model name; an exception in place of an engine is raised when it is loaded.
+
+    Keys may be (engine name, model name) for several engines; `missing` maps the names of
+    engines that are not installed to the reason.
+    """
+
+    def __init__(
+        self,
+        engines,
+        *,
+        registry=None,
+        device="cpu",
+        bandwidth=None,
+        matmul=None,
+        peak=None,
+        gauge=None,
+        missing=None,
+    ):
         self.engines = dict(engines)
-        self.registry = registry or FakeRegistry(list(engines))
+        names = dict.fromkeys(key if isinstance(key, str) else key[1] for key in engines)
+        self.registry = registry or FakeRegistry(list(names))
         self.device = device
         self.bandwidth = bandwidth
+        self.matmul = matmul
         self.peak = peak
+        self.gauge = gauge
+        self.missing = missing or {}
+        self.threads = 4
         self.loads = []
-        self.alive_at_load = []
-        self._last = None
 
     def pick_device(self, requested):
         return requested or self.device
@@ -141,9 +175,10 @@ class FakeBackend(Backend):
         return self.registry
 
     def resolve(self, model, registry, device, *, revision=None, weights=True):
-        if model not in self.engines:
+        found = [e for key, e in self.engines.items() if model in (key, key[1])]
+        if not found:
             raise ModelNotFound(f"{model!r} is neither a folder nor an installed model")
-        engine = self.engines[model]
+        engine = found[0]
         spec = engine.spec if isinstance(engine, FakeEngine) else toy_spec(max_context=4096)
         return SimpleNamespace(
             name=model,
@@ -154,23 +189,41 @@ class FakeBackend(Backend):
             commit=revision,
         )
 
-    def load_engine(self, model, **options):
-        # one reference each: from here on only the runner keeps an engine alive
-        engine = self.engines.pop(model.name)
-        self.loads.append((model.name, options))
-        self.alive_at_load.append(self._last is not None and self._last() is not None)
-        if isinstance(engine, BaseException):
-            raise engine
-        self._last = weakref.ref(engine)
-        return engine
+    def check_engine(self, engine):
+        if engine in self.missing:
+            raise EngineUnavailable(self.missing[engine])
 
-    def measure_bandwidth(self, device):
+    def load_engine(self, engine, model, options):
+        self.loads.append((engine, model.name, options))
+        loaded = self.engines.get((engine, model.name), self.engines.get(model.name))
+        if isinstance(loaded, BaseException):
+            raise loaded
+        return loaded
+
+    def survey(self, survey):
         if isinstance(self.bandwidth, BaseException):
-            raise self.bandwidth
-        return self.bandwidth
+            problem = f"{type(self.bandwidth).__name__}: {self.bandwidth}"
+            return Machine(environment=GPU, problem=problem)
+        ceilings = None
+        if self.bandwidth is not None:
+            ceilings = Ceilings(
+                read_bandwidth_bytes_per_s=self.bandwidth,
+                matmul_flops_per_s=self.matmul,
+                matmul_dtype="float32",
+            )
+        return Machine(environment=CPU if survey.device == "cpu" else GPU, ceilings=ceilings)
 
-    def read_environment(self, device):
-        return CPU if device == "cpu" else GPU
+    def gpu_state(self, device):
+        return self.gauge.read() if self.gauge else None
+
+    def watch_gpu(self, device):
+        return GpuWatch(self.gauge)
+
+    def use_one_thread(self):
+        self.threads = 1
+
+    def num_threads(self):
+        return self.threads
 
     def start_peak(self, device):
         pass

@@ -72,13 +72,14 @@ GROUPS: dict[str, tuple[set[str], set[str]]] = {
 GROUP_OF = {module: group for group, (modules, _) in GROUPS.items() for module in modules}
 
 # What lies outside the core may use. Plugins get the package's exports alone; the benchmark also
-# gets the modules that list plugins and their state, and those that find and run models.
+# gets the modules that list plugins and their state, and those that find, size and run models.
 PLUGIN_MAY_IMPORT = {"infer_core"}
 BENCH_MAY_IMPORT = {
     "infer_core",
     "infer_core.engine",
     "infer_core.hookspecs",
     "infer_core.model_source",
+    "infer_core.parameters",
     "infer_core.plugin_status",
     "infer_core.plugins",
 }

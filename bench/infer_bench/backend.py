@@ -1,55 +1,25 @@
-"""The engine side of the benchmark: every call into torch or the engine goes through here.
+"""The machine side of the benchmark: every call into torch or the core goes through here.
 
 Importing this module imports neither torch nor triton; `Backend`'s methods do, on first use.
 """
 
 import gc
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING
 
-from infer_bench.environment import Environment, read_environment
+from infer_bench.engines import LoadedEngine, LoadOptions, find_engine
+from infer_bench.environment import read_environment
 from infer_bench.errors import UsageError
-from infer_bench.report import DType
-from infer_core import ModelSpec, SamplingParams
+from infer_bench.gpu_state import GpuState
+from infer_bench.gpu_watch import GpuWatch, find_gauge
+from infer_bench.job import Machine, Survey
 
 if TYPE_CHECKING:
-    from infer_core import Generation
     from infer_core.model_source import ResolvedModel
     from infer_core.plugins import PluginRegistry
 
 
-class EngineUnderTest(Protocol):
-    """What the benchmark uses of a loaded engine."""
-
-    @property
-    def spec(self) -> ModelSpec: ...
-    @property
-    def dtype(self) -> Any: ...
-    @property
-    def kernels(self) -> str: ...
-    @property
-    def unfused(self) -> bool: ...
-    @property
-    def weights_kind(self) -> str: ...
-    @property
-    def weight_bytes(self) -> int: ...
-    @property
-    def load_s(self) -> float: ...
-
-    def release(self) -> None: ...
-
-    def generate(
-        self,
-        prompt: Sequence[int],
-        *,
-        max_new_tokens: int,
-        sampling: SamplingParams,
-        ignore_eos: bool,
-    ) -> "Generation": ...
-
-
 class Backend:
-    """This project's engine on one device of this machine."""
+    """The engines, plugins and devices of this machine."""
 
     def pick_device(self, requested: str | None) -> str:
         """Take the device asked for, else the GPU, else the CPU.
@@ -94,39 +64,55 @@ class Backend:
 
         return resolve_model(model, registry, device=device, revision=revision, weights=weights)
 
+    def check_engine(self, engine: str) -> None:
+        """Make sure an engine can be used.
+
+        Raises:
+            EngineUnavailable: says what is missing.
+        """
+        find_engine(engine)
+
     def load_engine(
-        self,
-        model: "ResolvedModel",
-        *,
-        device: str,
-        dtype: DType | None,
-        weights: Literal["auto", "dummy"],
-        max_context: int,
-        kv_cache: bool,
-    ) -> EngineUnderTest:
-        """Load one model."""
-        from infer_core import Engine
+        self, engine: str, model: "ResolvedModel", options: LoadOptions
+    ) -> LoadedEngine:
+        """Load one model on one engine."""
+        return find_engine(engine).load(model, options)
 
-        return Engine.load(
-            model,
-            device=device,
-            dtype=dtype,
-            weights=weights,
-            max_context=max_context,
-            kv_cache=kv_cache,
-        )
+    def survey(self, survey: Survey) -> Machine:
+        """Describe the machine and, on a GPU, measure its ceilings."""
+        environment = read_environment(survey.device)
+        if survey.device == "cpu":
+            return Machine(environment=environment)
+        from infer_bench.ceilings import measure_ceilings
+        from infer_bench.targets import describe
 
-    def measure_bandwidth(self, device: str) -> float | None:
-        """Measure the read bandwidth of the GPU in bytes/s; None on the CPU."""
-        if not device.startswith("cuda"):
-            return None
-        from infer_bench.bandwidth import read_bandwidth
+        gpu = self.gpu_state(survey.device)
+        try:
+            ceilings = measure_ceilings(survey.device, dtype=survey.dtype or "bfloat16")
+        except Exception as error:  # without them there is no MBU, the rest stands
+            return Machine(environment=environment, gpu=gpu, problem=describe(error))
+        return Machine(environment=environment, ceilings=ceilings, gpu=gpu)
 
-        return read_bandwidth(device)
+    def gpu_state(self, device: str) -> GpuState | None:
+        """Read clocks and power once; None on the CPU or where nobody tells."""
+        gauge = find_gauge(_uuid(device))
+        return gauge.read() if gauge else None
 
-    def read_environment(self, device: str) -> Environment:
-        """Describe machine and software."""
-        return read_environment(device)
+    def watch_gpu(self, device: str) -> GpuWatch:
+        """Give a context that watches the GPU, or nothing on the CPU."""
+        return GpuWatch(find_gauge(_uuid(device)))
+
+    def use_one_thread(self) -> None:
+        """Let torch compute with one CPU thread."""
+        import torch
+
+        torch.set_num_threads(1)
+
+    def num_threads(self) -> int:
+        """Give the number of CPU threads torch computes with."""
+        import torch
+
+        return torch.get_num_threads()
 
     def start_peak(self, device: str) -> None:
         """Hand cached memory back and start a new high-water mark."""
@@ -144,3 +130,13 @@ class Backend:
         import torch
 
         return torch.cuda.max_memory_allocated(device)
+
+
+def _uuid(device: str) -> str | None:
+    """Name a GPU as the driver does; None on the CPU and where torch does not tell."""
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    return None if uuid is None else f"GPU-{uuid}".replace("GPU-GPU-", "GPU-")

@@ -1,28 +1,25 @@
-"""Command line of infer-bench; importing it imports neither torch nor triton."""
+"""Command line of infer-bench: the options, and nothing that makes `--help` slow.
 
-import sys
+Importing this module imports neither torch nor pydantic; what a command needs is imported when
+it runs.
+"""
+
+import signal
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 
-from infer_bench.backend import Backend
-from infer_bench.cases import SUITES, Case, named_cases
+from infer_bench.cli_reports import DEFAULT_FOLDER, add_report_commands, exit_code_of
 from infer_bench.errors import UsageError
-from infer_bench.report import Settings
-from infer_bench.session import (
-    EXIT_FAILURES,
-    EXIT_INTERRUPTED,
-    EXIT_USAGE,
-    Request,
-    run_session,
-)
-from infer_core import InferError, SamplingParams
 
-DEFAULT_FOLDER = Path("bench/reports")
+if TYPE_CHECKING:
+    from infer_bench.backend import Backend
+    from infer_bench.session import MakeLauncher
+
 AD_HOC = "One ad-hoc case instead of fixed configs"
+GATE = "Baselines and the gate"
 
 
 class Suite(StrEnum):
@@ -48,17 +45,30 @@ class Weights(StrEnum):
     dummy = "dummy"
 
 
+class Isolation(StrEnum):
+    """What has a process of its own."""
+
+    cell = "cell"
+    model = "model"
+
+
 def main() -> None:
     """Run infer-bench."""
-    make_app(Backend())()
+    # a run that is told to end keeps its finished rows, as after Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    make_app()()
 
 
-def make_app(backend: Backend) -> typer.Typer:
-    """Build the command over an engine side; tests bring their own."""
+def make_app(
+    backend: "Backend | None" = None, make_launcher: "MakeLauncher | None" = None
+) -> typer.Typer:
+    """Build the command; tests bring their own machine, and their own way to start jobs."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    add_report_commands(app)
 
-    @app.command("infer-bench")
+    @app.callback(invoke_without_command=True)
     def bench(
+        context: typer.Context,
         suite: Annotated[
             Suite | None,
             typer.Option(
@@ -79,6 +89,13 @@ def make_app(backend: Backend) -> typer.Typer:
         ] = None,
         revision: Annotated[
             str | None, typer.Option(help="Branch, tag or commit of a hub id. Default: main")
+        ] = None,
+        engine: Annotated[
+            list[str] | None,
+            typer.Option(
+                help="infer, transformers, transformers-static, vllm or an installed one; comma-"
+                "separated or repeated for several side by side. Default: infer"
+            ),
         ] = None,
         prompt_tokens: Annotated[
             int | None,
@@ -110,8 +127,15 @@ def make_app(backend: Backend) -> typer.Typer:
             typer.Option(help="Above 0; 1, the default, is none.", rich_help_panel=AD_HOC),
         ] = None,
         seed: Annotated[int, typer.Option(min=0, help="Fixes prompts and draws.")] = 42,
-        warmup: Annotated[int, typer.Option(min=0, help="Untimed runs before the trials.")] = 2,
-        trials: Annotated[int, typer.Option(min=1, help="Timed runs; medians are shown.")] = 3,
+        warmup: Annotated[
+            int, typer.Option(min=0, help="Untimed runs, at least; up to 3 more until stable.")
+        ] = 2,
+        trials: Annotated[
+            int, typer.Option(min=1, help="Timed runs, at least; medians are shown.")
+        ] = 3,
+        max_trials: Annotated[
+            int, typer.Option(min=1, help="Timed runs, at most, while they scatter.")
+        ] = 9,
         dtype: Annotated[
             NumberFormat | None,
             typer.Option(help="Default: the model's own; float32 for tiny models."),
@@ -132,12 +156,55 @@ def make_app(backend: Backend) -> typer.Typer:
         json: Annotated[
             bool, typer.Option("--json", help="Print the report as JSON instead of tables.")
         ] = False,
+        isolation: Annotated[
+            Isolation,
+            typer.Option(
+                help="A process for every cell, or one for all cells of a model on an engine: "
+                "faster where loading or compiling takes long."
+            ),
+        ] = Isolation.cell,
+        timeout: Annotated[
+            float, typer.Option(min=1, help="Seconds after which a cell has failed.")
+        ] = 600.0,
+        resume: Annotated[
+            bool, typer.Option("--resume", help="Go on with the last interrupted run like this.")
+        ] = False,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Show the plan and the memory it will take.")
+        ] = False,
+        save_baseline: Annotated[
+            str | None,
+            typer.Option(metavar="NAME", help="Keep the report by a name.", rich_help_panel=GATE),
+        ] = None,
+        baseline: Annotated[
+            str | None,
+            typer.Option(metavar="NAME", help="Compare with that report.", rich_help_panel=GATE),
+        ] = None,
+        max_regress: Annotated[
+            str, typer.Option(help="How much worse is too much.", rich_help_panel=GATE)
+        ] = "5%",
+        metric: Annotated[
+            list[str] | None,
+            typer.Option(
+                help="What is compared. Default: e2e_tokens_per_s and step_p50_ms",
+                rich_help_panel=GATE,
+            ),
+        ] = None,
+        force: Annotated[
+            bool,
+            typer.Option(
+                "--force", help="Compare unlike reports all the same.", rich_help_panel=GATE
+            ),
+        ] = False,
     ) -> None:
         """Measure generation speed and memory of every installed model architecture.
 
         Exit codes: 0 all rows ok; 1 some row failed or is invalid; 2 usage, or no plugin;
-        130 interrupted, finished rows are kept.
+        3 slower than the baseline; 4 baseline not comparable; 130 interrupted, finished rows
+        are kept.
         """
+        if context.invoked_subcommand is not None:
+            return
         ad_hoc = {
             "prompt_tokens": prompt_tokens,
             "max_new_tokens": max_new_tokens,
@@ -147,80 +214,56 @@ def make_app(backend: Backend) -> typer.Typer:
             "min_p": min_p,
             "repetition_penalty": repetition_penalty,
         }
-        try:
+
+        def run() -> int:
+            from infer_bench import choices
+            from infer_bench.backend import Backend
+            from infer_bench.gate import Gate
+            from infer_bench.session import Request, own_processes, run_session
+
+            if resume and not save:
+                raise UsageError("--resume reads and writes a folder of reports; drop --no-save")
             if not save and output_dir is not None:
                 raise UsageError("--no-save writes no report, so --output-dir has no use; drop one")
             if revision is not None and len(model or ()) != 1:
                 raise UsageError("--revision needs exactly one --model, a hub id; give that")
-            chosen, cases = _choose_cases(
-                suite, config or [], {name: v for name, v in ad_hoc.items() if v is not None}
+            chosen, cases = choices.cases(
+                suite.value if suite else None,
+                config or [],
+                {name: value for name, value in ad_hoc.items() if value is not None},
             )
             request = Request(
                 suite=chosen,
                 cases=cases,
                 models=tuple(model or ()),
                 revision=revision,
-                settings=Settings(
+                engines=choices.engines(engine),
+                settings=choices.settings(
                     seed=seed,
                     warmup=warmup,
                     trials=trials,
+                    max_trials=max_trials,
                     dtype=dtype.value if dtype else None,
                     weights=weights.value,
                     kv_cache=kv_cache,
+                    isolation=isolation.value,
+                    timeout_s=timeout,
                 ),
                 device=device,
                 output_dir=(output_dir or DEFAULT_FOLDER) if save else None,
                 json=json,
+                resume=resume,
+                dry_run=dry_run,
+                gate=Gate(
+                    save_as=save_baseline,
+                    against=baseline,
+                    metrics=choices.metrics(metric),
+                    max_regress=choices.percent(max_regress),
+                    force=force,
+                ),
             )
-            code = run_session(request, backend)
-        except UsageError as error:
-            code = _complain(error, EXIT_USAGE)
-        except InferError as error:
-            code = _complain(error, EXIT_FAILURES)
-        except KeyboardInterrupt:
-            code = EXIT_INTERRUPTED
-        raise typer.Exit(code)
+            return run_session(request, backend or Backend(), make_launcher or own_processes)
+
+        raise typer.Exit(exit_code_of(run))
 
     return app
-
-
-def _choose_cases(
-    suite: Suite | None, configs: list[str], ad_hoc: dict[str, Any]
-) -> tuple[str, tuple[Case, ...]]:
-    """Take the suite, the named configs or the one ad-hoc case; only one of them may be given."""
-    first = f"--{next(iter(ad_hoc), '').replace('_', '-')}"
-    if suite and configs:
-        raise UsageError("--suite is a set of configs and --config names single ones; give one")
-    if ad_hoc and (suite or configs):
-        fixed = "--suite" if suite else "--config"
-        raise UsageError(
-            f"{first} describes an ad-hoc case and {fixed} picks fixed ones; drop {fixed} or "
-            "the ad-hoc options"
-        )
-    if configs:
-        return "configs", named_cases(configs)
-    if ad_hoc:
-        return "ad-hoc", (_ad_hoc_case(**ad_hoc),)
-    name = (suite or Suite.quick).value
-    return name, named_cases(SUITES[name])
-
-
-def _ad_hoc_case(prompt_tokens: int = 256, max_new_tokens: int = 256, **sampling: Any) -> Case:
-    try:
-        params = SamplingParams(**sampling)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "".join(f"--{part}: ".replace("_", "-") for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"{option}{message}") from error
-    return Case(
-        name="ad-hoc",
-        prompt_tokens=prompt_tokens,
-        max_new_tokens=max_new_tokens,
-        sampling=params,
-    )
-
-
-def _complain(error: InferError, code: int) -> int:
-    print(f"infer-bench: error: {error}", file=sys.stderr)
-    return code

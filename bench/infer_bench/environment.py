@@ -7,8 +7,13 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from pydantic import Field
+
 from infer_bench.record import Record, quantity
 from infer_core.hookspecs import GROUP
+
+ENGINE_GROUP = "infer_bench.engines"
+PEERS = ("transformers", "vllm")  # what the engines that come with this package run on
 
 
 class Gpu(Record):
@@ -34,6 +39,9 @@ class Environment(Record):
     cuda: str | None
     infer_core: str
     plugins: dict[str, str]
+    other_engines: dict[str, str] = Field(
+        default={}, description="versions of the distributions that other engines come from"
+    )
     git_revision: str | None
 
 
@@ -51,7 +59,9 @@ def read_environment(device: str) -> Environment:
         triton=_version("triton"),
         cuda=torch.version.cuda,
         infer_core=_version("infer-core") or "unknown",
-        plugins=_plugin_versions(),
+        plugins=_versions(GROUP),
+        other_engines=_versions(ENGINE_GROUP)
+        | {name: found for name in PEERS if (found := _version(name)) is not None},
         git_revision=_git_revision(),
     )
 
@@ -83,10 +93,10 @@ def _driver(index: int) -> str | None:
     return lines[min(index, len(lines) - 1)].strip() if lines else None
 
 
-def _plugin_versions() -> dict[str, str]:
-    """Map each distribution that names an architecture plugin to its version."""
+def _versions(group: str) -> dict[str, str]:
+    """Map each distribution with an entry point in the group to its version."""
     found = {}
-    for entry in metadata.entry_points(group=GROUP):
+    for entry in metadata.entry_points(group=group):
         if entry.dist is not None:
             found[entry.dist.name] = entry.dist.version
     return dict(sorted(found.items()))

@@ -1,4 +1,4 @@
-"""Errors of the benchmark's command line and files."""
+"""Errors of the benchmark's command line, files and engines."""
 
 from infer_core import InferError
 
@@ -8,4 +8,16 @@ class UsageError(InferError):
 
 
 class ReportError(InferError):
-    """A report could not be written."""
+    """A report could not be written or read."""
+
+
+class EngineUnavailable(InferError):
+    """An engine is not installed, or cannot run what was asked of it."""
+
+
+class NotComparable(InferError):
+    """Two reports were not measured under like conditions."""
+
+
+class WorkerDied(InferError):
+    """A worker process ended or hung before it had said everything."""

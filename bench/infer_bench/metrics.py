@@ -1,73 +1,91 @@
 """From the raw trials of one row to the numbers the tables show."""
 
 import hashlib
-from collections.abc import Sequence
-from math import ceil, floor
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import median
 
-from infer_bench.report import Metrics, Sample
-from infer_core import ModelSpec
+from infer_bench.intervals import bootstrap_interval, percentile
+from infer_bench.report import Ceilings, Metrics, Sample
+
+# Shorter trials than this lie within a few updates of the driver's energy counter.
+MIN_ENERGY_S = 0.5
 
 
-def summarise(
-    samples: Sequence[Sample],
-    *,
-    warm_up_s: float,
-    peak_gpu_bytes: int | None,
-    step_bytes: int | None,
-    bandwidth: float | None,
-) -> Metrics:
-    """Reduce trials of one case to medians.
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a row besides its trials; None costs the metrics that need it."""
 
-    `warm_up_s` counts the warm-up runs; that of the trials is added. `step_bytes` is what one
-    decode step has to read, `bandwidth` in bytes/s; without either there is no `mbu`.
-    """
-    num_steps = samples[0].num_tokens - 1
-    decode = step_p50 = step_p95 = mbu = None
-    if num_steps:
-        decode = median(num_steps / sample.decode_s for sample in samples)
-        step_p50 = median(percentile(sample.step_ms, 50) for sample in samples)
-        step_p95 = median(percentile(sample.step_ms, 95) for sample in samples)
-        if step_bytes is not None and bandwidth is not None:
-            mbu = step_bytes / (step_p50 / 1e3) / bandwidth
+    prompt_tokens: int
+    peak_gpu_bytes: int | None = None
+    step_bytes: int | None = None
+    prefill_flops: int | None = None
+    ceilings: Ceilings | None = None
+    energy_j: float | None = None
+
+
+# The metrics that every trial has a number for: medians and intervals are over these.
+PER_TRIAL: dict[str, Callable[[Sample], float | None]] = {
+    "e2e_tokens_per_s": lambda sample: sample.num_tokens / sample.e2e_s,
+    "decode_tokens_per_s": lambda sample: (
+        (sample.num_tokens - 1) / sample.decode_s if sample.num_tokens > 1 else None
+    ),
+    "step_p50_ms": lambda sample: _step(sample, 50),
+    "step_p95_ms": lambda sample: _step(sample, 95),
+    "step_p99_ms": lambda sample: _step(sample, 99),
+    "ttft_ms": lambda sample: sample.ttft_ms,
+}
+
+
+def trial_values(samples: Sequence[Sample], metric: str) -> list[float]:
+    """Give a metric of `PER_TRIAL` for each trial that has it."""
+    values = (PER_TRIAL[metric](sample) for sample in samples)
+    return [value for value in values if value is not None]
+
+
+def summarise(samples: Sequence[Sample], facts: Facts) -> Metrics:
+    """Reduce the trials of one case to medians and their intervals."""
+    medians, intervals = {}, {}
+    for metric in PER_TRIAL:
+        if values := trial_values(samples, metric):
+            medians[metric] = median(values)
+            intervals[metric] = bootstrap_interval(values)
+    generated = sum(sample.num_tokens for sample in samples)
+    measured_s = sum(sample.e2e_s for sample in samples)
+    energy = facts.energy_j if measured_s >= MIN_ENERGY_S else None
+    peak = facts.peak_gpu_bytes
     return Metrics(
-        e2e_tokens_per_s=median(sample.num_tokens / sample.e2e_s for sample in samples),
-        decode_tokens_per_s=decode,
-        step_p50_ms=step_p50,
-        step_p95_ms=step_p95,
-        ttft_ms=median(sample.ttft_ms for sample in samples),
+        **medians,
+        num_trials=len(samples),
+        num_steps=sum(len(sample.step_ms) for sample in samples),
+        prefill_tokens_per_s=facts.prompt_tokens / (medians["ttft_ms"] / 1e3),
         kv_cache_mb=max(sample.kv_cache_bytes for sample in samples) / 1e6,
-        peak_gpu_gb=None if peak_gpu_bytes is None else peak_gpu_bytes / 1e9,
-        warm_up_s=warm_up_s + sum(sample.warm_up_s for sample in samples),
-        mbu=mbu,
+        peak_gpu_gb=None if peak is None else peak / 1e9,
+        mbu=_mbu(facts, medians.get("step_p50_ms")),
+        prefill_mfu=_mfu(facts, medians["ttft_ms"]),
+        tokens_per_joule=generated / energy if energy else None,
+        intervals=intervals,
     )
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Interpolate linearly between the two nearest ranks, as numpy does by default."""
-    ordered = sorted(values)
-    rank = (len(ordered) - 1) * percent / 100
-    below, above = ordered[floor(rank)], ordered[ceil(rank)]
-    return below + (above - below) * (rank - floor(rank))
-
-
-def decode_step_bytes(
-    spec: ModelSpec, *, weight_bytes: int, element_bytes: int, context: int
-) -> int:
-    """Count the bytes one decode step must read with `context` tokens cached.
-
-    Every weight once, and of each layer's cache the tokens its window lets it see. An embedding
-    table that is not also the LM head is left out: a step reads one row of it.
-    """
-    shape = spec.shape
-    unread = 0 if shape.tied_embeddings else shape.vocab_size * shape.hidden_size
-    cached = sum(
-        2 * layer.num_kv_heads * layer.head_dim * min(context, layer.window or context)
-        for layer in spec.attention
-    )
-    return weight_bytes + (cached - unread) * element_bytes
 
 
 def tokens_sha256(tokens: Sequence[int]) -> str:
     """Fingerprint token ids: 16 hex digits of the SHA-256 of '1,2,3'."""
     return hashlib.sha256(",".join(map(str, tokens)).encode()).hexdigest()[:16]
+
+
+def _step(sample: Sample, percent: float) -> float | None:
+    return percentile(sample.step_ms, percent) if sample.step_ms else None
+
+
+def _mbu(facts: Facts, step_ms: float | None) -> float | None:
+    if step_ms is None or facts.step_bytes is None or facts.ceilings is None:
+        return None
+    return facts.step_bytes / (step_ms / 1e3) / facts.ceilings.read_bandwidth_bytes_per_s
+
+
+def _mfu(facts: Facts, ttft_ms: float) -> float | None:
+    if facts.prefill_flops is None or facts.ceilings is None:
+        return None
+    if facts.ceilings.matmul_flops_per_s is None:
+        return None
+    return facts.prefill_flops / (ttft_ms / 1e3) / facts.ceilings.matmul_flops_per_s

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 class Record(BaseModel):
     """Immutable piece of a report; NaN and infinity are refused, JSON cannot hold them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # built on first use: the command line should start before a schema of hundreds of fields is
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 def quantity(unit: str, description: str, **options: Any) -> Any:

@@ -1,20 +1,38 @@
 """One call of infer-bench: plan, run, show, save; the exit code says how it went."""
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from infer_bench.backend import Backend
 from infer_bench.cases import Case
+from infer_bench.engines import check_engines
+from infer_bench.errors import EngineUnavailable, UsageError
+from infer_bench.exit_codes import EXIT_FAILURES, EXIT_INTERRUPTED, EXIT_OK
+from infer_bench.gate import Gate
+from infer_bench.job import Machine, Survey
+from infer_bench.journal import Header, Journal, Unfinished
+from infer_bench.launch import InOwnProcess, Launcher
+from infer_bench.limits import time_limit
+from infer_bench.plan import Plan, plan_table
 from infer_bench.progress import Progress
-from infer_bench.report import Report, Settings, prepare_folder, save_report
-from infer_bench.runner import Plan, run
-from infer_bench.tables import failure_lines, heading, report_tables, to_markdown, to_rich
-from infer_bench.targets import describe, find_targets
+from infer_bench.report import Model, Report, Settings
+from infer_bench.report_files import prepare_folder, report_path, save_report
+from infer_bench.resolved import resolved_facts
+from infer_bench.runner import Results, run
+from infer_bench.show import print_report, print_table
+from infer_bench.targets import Target, describe, find_targets
 
-EXIT_OK, EXIT_FAILURES, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+if TYPE_CHECKING:
+    from infer_core.model_source import ResolvedModel
+    from infer_core.plugins import PluginRegistry
+
+# Finding plugins takes milliseconds; one that takes this long hangs.
+PLUGIN_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,84 +43,171 @@ class Request:
     cases: tuple[Case, ...]
     models: tuple[str, ...]
     revision: str | None
+    engines: tuple[str, ...]
     settings: Settings
     device: str | None
     output_dir: Path | None
     json: bool
+    resume: bool = False
+    dry_run: bool = False
+    gate: Gate = field(default_factory=Gate)
 
 
-def run_session(request: Request, backend: Backend) -> int:
+MakeLauncher = Callable[[Backend, list[str]], Launcher]
+
+
+def own_processes(backend: Backend, blocked: list[str]) -> Launcher:
+    """Give every job a process; `blocked` plugins are left out of it."""
+    return InOwnProcess(backend, blocked=blocked)
+
+
+def run_session(
+    request: Request, backend: Backend, make_launcher: MakeLauncher = own_processes
+) -> int:
     """Measure, print tables (or the report as JSON), save the report, give the exit code.
 
     Raises:
-        UsageError: nothing to measure, no such device or model, no folder to write to.
+        UsageError: nothing to measure, no such device, engine, model or baseline, no folder to
+            write to.
         ReportError: the report cannot be written; the tables are already printed then.
     """
     created = datetime.now(UTC)
     device = backend.pick_device(request.device)
-    resolve = partial(
-        backend.resolve,
-        revision=request.revision,
-        weights=request.settings.weights != "dummy",
-    )
-    targets = find_targets(request.models, backend.load_registry(), resolve, device=device)
+    plan, broken = _plan(request, backend, device)
+    if request.dry_run:
+        print_table(plan_table(plan))
+        return EXIT_OK
+    request.gate.check(request.output_dir)
     if request.output_dir is not None:
         prepare_folder(request.output_dir)
 
-    plan = Plan(
-        cases=tuple(case.seeded(request.settings.seed) for case in request.cases),
-        targets=targets,
-        settings=request.settings,
-        device=device,
-        bandwidth=_bandwidth(backend, device),
-    )
-    with Progress(len(plan.cases) * len(targets)) as progress:
-        results = run(plan, backend, progress)
-    report = Report(
+    launcher = make_launcher(backend, broken)
+    machine = _survey(launcher, Survey(device=device, dtype=request.settings.dtype))
+    header = Header(
         created=created,
         suite=request.suite,
         device=device.split(":")[0],
-        complete=not results.interrupted,
-        settings=request.settings,
+        engines=plan.engines,
+        models=tuple(target.name for target in plan.targets),
         cases=plan.cases,
-        environment=backend.read_environment(device),
-        read_bandwidth_bytes_per_s=plan.bandwidth,
-        models=tuple(results.models),
+        settings=plan.settings,
+        machine=machine,
+    )
+    unfinished = _unfinished(request, header)
+    header = unfinished.header if unfinished else header
+    empty = _report(header, plan, Results(), None)
+    path = None
+    if request.output_dir is not None:
+        path = unfinished.path if unfinished else report_path(empty, request.output_dir)
+        path = path.with_suffix(".json")
+    journal = Journal(path.with_suffix(".jsonl") if path else None)
+    journal.go_on() if unfinished else journal.start(header)
+
+    with Progress(plan.num_cells) as progress:
+        results = run(
+            plan,
+            launcher,
+            progress,
+            ceilings=header.machine.ceilings,
+            finished=unfinished.rows if unfinished else (),
+            keep=journal.append,
+        )
+    report = _report(header, plan, results, backend)
+
+    print_report(report, as_json=request.json)
+    if path is not None:
+        save_report(report, path)
+        print(f"report: {path}", file=sys.stderr if request.json else sys.stdout)
+    if results.interrupted:
+        again = "; infer-bench --resume, with the same options, goes on" if path else ""
+        print(
+            f"interrupted: the rows above were finished, the rest did not run{again}",
+            file=sys.stderr,
+        )
+        return EXIT_INTERRUPTED
+    journal.remove()
+    measured = any(row.status == "ok" for row in report.rows)
+    gate = request.gate.close(report, request.output_dir)
+    return gate or (EXIT_FAILURES if report.failures or not measured else EXIT_OK)
+
+
+def _plan(request: Request, backend: Backend, device: str) -> tuple[Plan, list[str]]:
+    """Find engines and models; also the names of plugins that do not work."""
+    unavailable = {}
+    for engine in (engines := check_engines(request.engines)):
+        try:
+            backend.check_engine(engine)
+        except EngineUnavailable as error:
+            unavailable[engine] = describe(error)
+    limit_s = min(PLUGIN_LIMIT_S, request.settings.timeout_s)
+
+    with_weights = request.settings.weights != "dummy" and not request.dry_run
+
+    # a plugin may hang or print; stdout is for the report
+    def resolve(model: str, registry: "PluginRegistry", device: str) -> "ResolvedModel":
+        with time_limit(limit_s, f"describing {Path(model).name}"), redirect_stdout(sys.stderr):
+            return backend.resolve(
+                model, registry, device, revision=request.revision, weights=with_weights
+            )
+
+    try:
+        with time_limit(limit_s, "loading the plugin"):
+            registry = backend.load_registry()
+        targets = find_targets(request.models, registry, resolve, device=device)
+    except TimeoutError as error:  # outside of any one plugin
+        raise UsageError(f"{error}; see `infer plugins list`") from error
+    cases = tuple(case.seeded(request.settings.seed) for case in request.cases)
+    plan = Plan(cases, targets, request.settings, device, engines, unavailable)
+    return plan, [status.name for status in registry.statuses if status.state == "broken"]
+
+
+def _survey(launcher: Launcher, survey: Survey) -> Machine:
+    """Measure the GPU before any model takes its memory; without the figures there is no MBU."""
+    machine = launcher.survey(survey)
+    if machine.problem is not None:
+        print(f"no MBU: read bandwidth not measured: {machine.problem}", file=sys.stderr)
+    return machine
+
+
+def _unfinished(request: Request, header: Header) -> Unfinished | None:
+    if not request.resume:
+        return None
+    folder = request.output_dir
+    found = Unfinished.latest(folder, header) if folder is not None else None
+    if found is None:
+        print("nothing to resume: no interrupted run of just this kind; starting", file=sys.stderr)
+    else:
+        print(f"resuming: {len(found.rows)} finished rows of {found.path.name}", file=sys.stderr)
+    return found
+
+
+def _report(header: Header, plan: Plan, results: Results, backend: Backend | None) -> Report:
+    """Put together what was planned and what came of it."""
+    machine = header.machine
+    on_gpu = backend is not None and plan.device != "cpu"
+    return Report(
+        created=header.created,
+        suite=header.suite,
+        device=header.device,
+        complete=not results.interrupted,
+        engines=plan.engines,
+        settings=plan.settings,
+        cases=plan.cases,
+        environment=machine.environment,
+        ceilings=machine.ceilings,
+        gpu_before=machine.gpu,
+        gpu_after=backend.gpu_state(plan.device) if backend and on_gpu else None,
+        models=tuple(map(_model, plan.targets)),
         rows=tuple(results.rows),
     )
 
-    _show(report, as_json=request.json)
-    if request.output_dir is not None:
-        path = save_report(report, request.output_dir)
-        print(f"report: {path}", file=sys.stderr if request.json else sys.stdout)
-    if results.interrupted:
-        print("interrupted: the rows above were finished, the rest did not run", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return EXIT_FAILURES if report.failures else EXIT_OK
 
-
-def _bandwidth(backend: Backend, device: str) -> float | None:
-    """Measure the GPU before any model takes its memory; without the figure there is no MBU."""
-    try:
-        return backend.measure_bandwidth(device)
-    except Exception as error:
-        print(f"no MBU: read bandwidth not measured: {describe(error)}", file=sys.stderr)
-        return None
-
-
-def _show(report: Report, *, as_json: bool) -> None:
-    """Print for a program, a terminal or a file."""
-    if as_json:
-        print(report.to_json(), end="")
-    else:
-        print("\n".join(heading(report)), end="\n\n")
-        if sys.stdout.isatty():
-            from rich.console import Console
-
-            console = Console()
-            for table in report_tables(report):
-                console.print(to_rich(table), end="\n\n")
-        else:
-            print("\n".join(map(to_markdown, report_tables(report))))
-    for line in failure_lines(report):
-        print(line, file=sys.stderr)
+def _model(target: Target) -> Model:
+    return Model(
+        name=target.name,
+        label=target.label,
+        plugin=target.plugin,
+        hub_id=target.model.hub_id if target.model else None,
+        commit=target.model.commit if target.model else None,
+        resolved=resolved_facts(target.model.spec) if target.model else None,
+    )

@@ -2,81 +2,111 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from infer_bench.report import Metrics, Report, Row
-
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
+from infer_bench.catalogue import METRICS, cells, columns, decimals
+from infer_bench.report import Report, Row
+from infer_bench.table import Table
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """A title, a header and rows of finished text; the first column is left-aligned."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Column:
+class _Number:
     """One number a model; `suffix` follows the model's label where a table has several."""
 
     suffix: str
-    value: Callable[[Metrics], float | None]
+    value: Callable[[Row | None], float | None]
     unit: str
 
 
+def _metric(name: str, suffix: str = "") -> _Number:
+    return _Number(suffix, METRICS[name].value, METRICS[name].unit)
+
+
 _TABLES = (
-    ("E2E throughput (tok/s)", (_Column("", lambda m: m.e2e_tokens_per_s, "tok/s"),)),
-    ("Decode throughput (tok/s)", (_Column("", lambda m: m.decode_tokens_per_s, "tok/s"),)),
+    ("E2E throughput (tok/s)", (_metric("e2e_tokens_per_s"),)),
+    ("Decode throughput (tok/s)", (_metric("decode_tokens_per_s"),)),
     (
         "Per-step decode latency (ms)",
-        (
-            _Column("P50", lambda m: m.step_p50_ms, "ms"),
-            _Column("P95", lambda m: m.step_p95_ms, "ms"),
-        ),
+        (_metric("step_p50_ms", "P50"), _metric("step_p95_ms", "P95")),
     ),
-    ("TTFT / prefill (ms)", (_Column("", lambda m: m.ttft_ms, "ms"),)),
+    ("TTFT / prefill (ms)", (_metric("ttft_ms"),)),
     (
         "KV cache memory (MB) and peak GPU allocation (GB)",
-        (
-            _Column("cache", lambda m: m.kv_cache_mb, "MB"),
-            _Column("peak", lambda m: m.peak_gpu_gb, "GB"),
-        ),
+        (_metric("kv_cache_mb", "cache"), _metric("peak_gpu_gb", "peak")),
     ),
+    ("Memory bandwidth utilisation of decode (%)", (_metric("mbu"),)),
+    ("Matmul utilisation of prefill (%)", (_metric("prefill_mfu"),)),
+    ("Energy (tokens/J)", (_metric("tokens_per_joule"),)),
     (
-        "Memory bandwidth utilisation of decode (%)",
-        (_Column("", lambda m: None if m.mbu is None else 100 * m.mbu, "%"),),
+        "Load, warm-up and first token after process start (s)",
+        (
+            _Number("load", lambda row: row.loaded.load_s if row and row.loaded else None, "s"),
+            _Number(
+                "warm-up", lambda row: row.warm_up.wall_s if row and row.warm_up else None, "s"
+            ),
+            _Number("first", lambda row: row.cold_start_s if row else None, "s"),
+        ),
     ),
 )
 
 
 def report_tables(report: Report) -> list[Table]:
-    """Lay out every metric the report holds, the log's order first, then load and warm-up."""
-    cells = {(row.model, row.case): row for row in report.rows}
+    """Lay out every metric the report holds, the log's order first, then how sure it is."""
     tables: list[Table] = []
-    for title, columns in _TABLES:
-        known = [
-            column
-            for column in columns
-            for row in report.rows
-            if row.metrics is not None and column.value(row.metrics) is not None
-        ]
+    for title, numbers in _TABLES:
+        known = any(number.value(row) is not None for row in report.rows for number in numbers)
         # a table nobody has a number for says nothing, except the first: it shows the failures
         if known or not tables:
-            tables.append(_metric_table(report, cells, title, columns))
-    tables.append(_start_up_table(report, cells))
+            tables.append(_metric_table(report, title, numbers))
+    if len(report.engines) > 1:
+        tables.insert(1, ratio_table(report))
+    tables.append(trust_table(report))
     return tables
+
+
+def ratio_table(report: Report) -> Table:
+    """Divide the first engine's E2E throughput by every other's: above 1 the first is faster."""
+    rows, first, others = cells(report), report.engines[0], report.engines[1:]
+    metric = METRICS["e2e_tokens_per_s"]
+    header = ["Config"]
+    lines = [[case.name] for case in report.cases]
+    for model in report.models:
+        for other in others:
+            header.append(f"{model.label} / {other}")
+            for line, case in zip(lines, report.cases, strict=True):
+                row = rows.get((other, model.name, case.name))
+                ours = metric.value(rows.get((first, model.name, case.name)))
+                theirs = metric.value(row)
+                if ours is not None and theirs is not None:
+                    line.append(f"{ours / theirs:.2f}x")
+                else:
+                    line.append("-" if row is None or row.status == "ok" else row.status)
+    title = f"How many times as fast {first} is (E2E throughput)"
+    return Table(title, tuple(header), tuple(map(tuple, lines)))
+
+
+def trust_table(report: Report) -> Table:
+    """Show what each headline number rests on: interval, trials, tokens checked, throttling."""
+    header = ["Config"]
+    for column in columns(report):
+        header += [f"{column.label} 95 % (n)", "tokens"]
+    rows = cells(report)
+    lines = []
+    for case in report.cases:
+        line = [case.name]
+        for column in columns(report):
+            row = rows.get((column.engine, column.model, case.name))
+            line += [_interval(row), _tokens(row)]
+        lines.append(tuple(line))
+    return Table("Trust: interval of E2E throughput, tokens as the plain path's",
+                 tuple(header), tuple(lines))  # fmt: skip
 
 
 def heading(report: Report) -> list[str]:
     """Say under which conditions the numbers were taken."""
+    loaded = [row.loaded for row in report.rows if row.loaded is not None]
     gpu = report.environment.gpu
     if gpu is None:
-        tiny = any(model.loaded is not None and model.loaded.tiny for model in report.models)
-        models = "tiny reference models" if tiny else "no GPU takes part"
+        models = "tiny reference models" if any(one.tiny for one in loaded) else "no GPU takes part"
         lines = [f"device: cpu ({models}, plain-torch path; these are no GPU numbers)"]
     else:
         driver = f", driver {gpu.driver}" if gpu.driver else ""
@@ -85,120 +115,103 @@ def heading(report: Report) -> list[str]:
             f"device: {gpu.name} ({gpu.memory_bytes / 1e9:.0f} GB, {gpu.num_sms} SMs, "
             f"compute {gpu.compute_capability}{cuda}{driver})"
         ]
-    if report.read_bandwidth_bytes_per_s is not None:
-        lines.append(
-            f"read bandwidth: {report.read_bandwidth_bytes_per_s / 1e12:.2f} TB/s, measured now"
-        )
-    for model in report.models:
-        if model.loaded is not None:
-            weights = "random weights" if model.loaded.weights == "dummy" else "checkpoint"
+    if report.ceilings is not None:
+        line = f"read bandwidth: {report.ceilings.read_bandwidth_bytes_per_s / 1e12:.2f} TB/s"
+        if report.ceilings.matmul_flops_per_s is not None:
+            speed = report.ceilings.matmul_flops_per_s / 1e12
+            line += f", {report.ceilings.matmul_dtype} matmul: {speed:.0f} Tflop/s"
+        lines.append(f"{line}, measured now")
+    for column in columns(report):
+        found = [row.loaded for row in report.rows if row.key[:2] == (column.engine, column.model)]
+        facts = next((one for one in found if one is not None), None)
+        if facts is not None:
+            weights = "random weights" if facts.weights == "dummy" else "checkpoint"
+            threads = ""
+            if gpu is None and facts.num_cpu_threads is not None:
+                plural = "" if facts.num_cpu_threads == 1 else "s"
+                threads = f", {facts.num_cpu_threads} CPU thread{plural}"
+            unfused = ", unfused" if facts.unfused else ""
             lines.append(
-                f"{model.label}: {model.name}, {weights}, {model.loaded.dtype}, "
-                f"{model.loaded.kernels} kernels{', unfused' if model.loaded.unfused else ''}"
+                f"{column.label}: {column.model}, {weights}, {facts.dtype}, "
+                f"{facts.kernels} kernels{unfused}{threads}"
             )
     settings = report.settings
     lines.append(
-        f"suite {report.suite}: {settings.warmup} warm-ups, median of {settings.trials} trials, "
-        f"seed {settings.seed}{'' if settings.kv_cache else ', no KV cache'}"
+        f"suite {report.suite}: {_range(settings.warmup, settings.max_warmup)} warm-ups, median of "
+        f"{_range(settings.trials, settings.max_trials)} trials, seed {settings.seed}"
+        f"{'' if settings.kv_cache else ', no KV cache'}"
     )
     return lines
 
 
 def failure_lines(report: Report) -> list[str]:
-    """Say what failed and why, one line for each model and reason."""
-    reasons: dict[tuple[str, str, str], list[str]] = {}
-    for row in report.failures:
-        reasons.setdefault((row.model, row.status, row.reason or ""), []).append(row.case)
+    """Say what failed or was left out and why, one line for each reason; then what to doubt."""
+    reasons: dict[tuple[str, str, str, str], list[str]] = {}
+    for row in report.rows:
+        if row.status != "ok":
+            key = (row.model, row.engine, row.status, row.reason or "")
+            reasons.setdefault(key, []).append(row.case)
+    several = len(report.engines) > 1
     lines = []
-    for (model, status, reason), cases in reasons.items():
+    for (model, engine, status, reason), cases in reasons.items():
         where = "every config" if len(cases) == len(report.cases) else ", ".join(cases)
-        lines.append(f"{status}: {model} ({where}): {reason}")
+        which = f"{model} on {engine}" if several else model
+        lines.append(f"{status}: {which} ({where}): {reason}")
+    throttled: dict[str, list[str]] = {}
+    for row in report.rows:
+        for reason in row.gpu.throttle if row.gpu else ():
+            throttled.setdefault(reason, []).append(f"{row.model} {row.case}")
+    for reason, where_all in throttled.items():
+        shown = ", ".join(where_all[:3]) + (", ..." if len(where_all) > 3 else "")
+        lines.append(f"throttled ({reason}) during {len(where_all)} rows: {shown}")
     return lines
 
 
-def to_markdown(table: Table) -> str:
-    """Render as a markdown section with aligned columns, as the log has them."""
-    widths = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *others = zip(cells, widths, strict=True)
-        padded = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
-        return f"| {' | '.join(padded)} |"
-
-    rule = ["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]
-    lines = [line(table.header), f"|{'|'.join(rule)}|", *map(line, table.rows)]
-    return f"### {table.title}\n\n" + "\n".join(lines) + "\n"
-
-
-def to_rich(table: Table) -> "RichTable":
-    """Render for a terminal."""
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    rich = RichTable(title=table.title, title_justify="left", title_style="bold")
-    # Text, because a folder's name may look like rich's markup
-    rich.add_column(Text(table.header[0]))
-    for name in table.header[1:]:
-        rich.add_column(Text(name), justify="right")
-    for row in table.rows:
-        rich.add_row(*map(Text, row))
-    return rich
-
-
-def _metric_table(
-    report: Report,
-    cells: dict[tuple[str, str], Row],
-    title: str,
-    columns: Sequence[_Column],
-) -> Table:
-    decimals = {
-        unit: _decimals(
-            [
-                column.value(row.metrics)
-                for row in report.rows
-                for column in columns
-                if row.metrics is not None and column.unit == unit
-            ]
-        )
-        for unit in {column.unit for column in columns}
+def _metric_table(report: Report, title: str, numbers: Sequence[_Number]) -> Table:
+    places = {
+        unit: 2 if unit == "s" else _places(report, [n for n in numbers if n.unit == unit])
+        for unit in {number.unit for number in numbers}
     }
     header = ["Config"]
-    for model in report.models:
-        header += [f"{model.label} {column.suffix}".strip() for column in columns]
-    rows = []
+    for column in columns(report):
+        header += [f"{column.label} {number.suffix}".strip() for number in numbers]
+    rows = cells(report)
+    lines = []
     for case in report.cases:
         line = [case.name]
-        for model in report.models:
-            row = cells.get((model.name, case.name))
-            line += [_cell(row, column, decimals[column.unit]) for column in columns]
-        rows.append(tuple(line))
-    return Table(title, tuple(header), tuple(rows))
+        for column in columns(report):
+            row = rows.get((column.engine, column.model, case.name))
+            line += [_cell(row, number, places[number.unit]) for number in numbers]
+        lines.append(tuple(line))
+    return Table(title, tuple(header), tuple(lines))
 
 
-def _start_up_table(report: Report, cells: dict[tuple[str, str], Row]) -> Table:
-    """Load once a model, then the compilation and graph capture each config caused."""
-    warm_up = _Column("", lambda m: m.warm_up_s, "s")
-    load = [
-        "-" if model.loaded is None else f"{model.loaded.load_s:.2f}" for model in report.models
-    ]
-    rows = [("load", *load)]
-    for case in report.cases:
-        found = [cells.get((model.name, case.name)) for model in report.models]
-        rows.append((case.name, *(_cell(row, warm_up, 2) for row in found)))
-    header = ("Config", *(model.label for model in report.models))
-    return Table("Load and warm-up (s)", header, tuple(rows))
+def _places(report: Report, numbers: Sequence[_Number]) -> int:
+    return decimals(number.value(row) for row in report.rows for number in numbers)
 
 
-def _cell(row: Row | None, column: _Column, decimals: int) -> str:
-    if row is None:
+def _cell(row: Row | None, number: _Number, places: int) -> str:
+    value = number.value(row)
+    if value is not None:
+        return f"{value:.{places}f}"
+    return "-" if row is None or row.status == "ok" else row.status
+
+
+def _interval(row: Row | None) -> str:
+    if row is None or row.metrics is None:
+        return "-" if row is None else row.status
+    low, high = row.metrics.intervals.get("e2e_tokens_per_s", (None, None))
+    if low is None or high is None:
+        return f"- ({row.metrics.num_trials})"
+    places = decimals([low])
+    return f"{low:.{places}f} to {high:.{places}f} ({row.metrics.num_trials})"
+
+
+def _tokens(row: Row | None) -> str:
+    if row is None or row.parity is None:
         return "-"
-    if row.metrics is None:
-        return row.status
-    value = column.value(row.metrics)
-    return "-" if value is None else f"{value:.{decimals}f}"
+    return f"{row.parity.num_equal}/{row.parity.num_tokens}"
 
 
-def _decimals(values: Sequence[float | None]) -> int:
-    """One decimal, as in the log; three once a value is so small that one would blur it."""
-    known = [value for value in values if value is not None]
-    return 3 if known and min(known) < 2 else 1
+def _range(least: int, most: int) -> str:
+    return f"{least}" if most <= least else f"{least} to {most}"

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One column of the tables; `reason` says why there is no model to load."""
+    """One column of the tables; `reason` says why there is no model to load.
 
+    `argument` is what --model takes for it.
+    """
+
+    argument: str
     name: str
     label: str
     plugin: str | None
@@ -50,7 +54,7 @@ def find_targets(
         return _distinct([_target(model, registry, resolve, device) for model in models])
 
     broken = [
-        Target(status.name, status.name, status.name, None, _why_broken(status))
+        Target(status.name, status.name, status.name, status.name, None, _why_broken(status))
         for status in registry.statuses
         if status.state == "broken"
     ]
@@ -83,8 +87,8 @@ def _target(
         raise UsageError(str(error)) from error
     except Exception as error:  # its config.json or its plugin; the other models still run
         name = Path(argument).name
-        return Target(name, name, plugin, None, describe(error))
-    return Target(model.name, model.label, model.spec.plugin, model)
+        return Target(argument, name, name, plugin, None, describe(error))
+    return Target(argument, model.name, model.label, model.spec.plugin, model)
 
 
 def _why_broken(status: "PluginStatus") -> str:

@@ -1,12 +1,19 @@
 import json
+import re
+import resource
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
-from bench_fakes import FakeBackend, FakeEngine, FakeRegistry
+from bench_fakes import FakeBackend, FakeEngine, FakeRegistry, in_this_process
+from bench_reports import a_report, a_row
 from infer_bench.cli import make_app
 from infer_bench.report import Report
+from infer_bench.report_files import save_report
 from typer.testing import CliRunner
 
 
@@ -16,8 +23,9 @@ def call(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(backend, *arguments):
-        result = CliRunner().invoke(make_app(backend), arguments, catch_exceptions=False)
-        reports = sorted(tmp_path.rglob("*.json"))
+        app = make_app(backend, in_this_process)
+        result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        reports = sorted((tmp_path / "bench" / "reports").glob("*.json"))
         return result, [Report.model_validate_json(path.read_text()) for path in reports]
 
     return run
@@ -43,10 +51,14 @@ def test_the_quick_suite_over_every_plugin_is_the_default(call):
     assert report.settings.model_dump() == {
         "seed": 42,
         "warmup": 2,
+        "max_warmup": 5,
         "trials": 3,
+        "max_trials": 9,
         "dtype": None,
         "weights": "auto",
         "kv_cache": True,
+        "isolation": "cell",
+        "timeout_s": 600.0,
     }
 
 
@@ -123,10 +135,11 @@ def test_options_reach_engine_and_report(call):
     _, (report,) = call(
         backend, "--model", "toy", "--revision", "v1", "--config", "short", "--dtype", "bfloat16",
         "--weights", "dummy", "--no-kv-cache", "--warmup", "0", "--trials", "1",
+        "--max-trials", "1", "--isolation", "model", "--timeout", "5",
     )  # fmt: skip
 
-    _, options = backend.loads[0]
-    assert options == {
+    _, _, options = backend.loads[0]
+    assert asdict(options) == {
         "device": "cpu",
         "dtype": "bfloat16",
         "weights": "dummy",
@@ -135,6 +148,7 @@ def test_options_reach_engine_and_report(call):
     }
     assert (report.suite, report.settings.kv_cache) == ("configs", False)
     assert (report.models[0].hub_id, report.models[0].commit) == ("toys/toy", "v1")
+    assert (report.settings.max_warmup, report.settings.timeout_s) == (0, 5.0)
     assert len(report.rows[0].samples) == 1
 
 
@@ -155,6 +169,16 @@ def test_options_reach_engine_and_report(call):
         (["--trials", "0"], "Invalid value for '--trials'"),
         (["--warmup", "-1"], "Invalid value for '--warmup'"),
         (["--suite", "huge"], "'huge' is not one of"),
+        (["--engine", "ifner"], "unknown engine 'ifner'; known: infer, transformers"),
+        (["--engine", "infer,"], "holds an empty name"),
+        (["--timeout", "0"], "Invalid value for '--timeout'"),
+        (["--no-save", "--resume"], "drop --no-save"),
+        (["--no-save", "--baseline", "x"], "drop --no-save"),
+        (["--baseline", "nobody"], "no baseline 'nobody' in bench/reports/baselines; there: none"),
+        (["--save-baseline", "../x"], "'../x' is no name for a baseline"),
+        (["--max-regress", "lots"], "--max-regress 'lots' is no percentage"),
+        (["--metric", "speed"], "unknown --metric 'speed'; known: e2e_tokens_per_s"),
+        (["--metric", "kv_cache_mb"], "unknown --metric 'kv_cache_mb'"),
     ],
 )
 def test_contradictions_and_nonsense_are_usage_errors(call, tmp_path, arguments, message):
@@ -239,14 +263,242 @@ def test_ctrl_c_saves_the_finished_rows_and_exits_130(call):
     assert "interrupted" in result.stderr
 
 
-def test_help_imports_neither_torch_nor_triton():
+def interrupted_on(length):
+    def tokens(call, max_new_tokens):
+        if max_new_tokens == length:
+            signal.raise_signal(signal.SIGINT)
+        return list(range(max_new_tokens))
+
+    return FakeBackend({"toy": FakeEngine(tokens=tokens)})
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(call, tmp_path):
+    _, (partial,) = call(interrupted_on(256))
+    backend = toy()
+
+    result, (report,) = call(backend, "--resume")
+
+    assert result.exit_code == 0
+    assert "resuming: 1 finished rows" in result.stderr
+    assert [len(request.prompt) for request in backend.engines["toy"].requests] == [256] * 5
+    assert report.complete
+    assert report.created == partial.created
+    assert report.rows[0] == partial.rows[0]
+    assert [path.suffix for path in (tmp_path / "bench" / "reports").iterdir()] == [".json"]
+
+
+def test_half_a_line_at_the_end_of_a_journal_is_measured_again(call, tmp_path):
+    call(interrupted_on(256), "--suite", "standard")
+    (journal,) = (tmp_path / "bench" / "reports").glob("*.jsonl")
+    journal.write_text(journal.read_text()[:-100])
+
+    result, (report,) = call(toy(), "--suite", "standard", "--resume")
+
+    assert "resuming: 0 finished rows" in result.stderr
+    assert [row.status for row in report.rows] == ["ok"] * 5
+
+
+@pytest.mark.parametrize(
+    "other", [["--seed", "1"], ["--suite", "standard"], ["--trials", "4"], ["--dtype", "bfloat16"]]
+)
+def test_rows_of_an_unlike_run_are_not_taken_over(call, other):
+    call(interrupted_on(256))
+    backend = toy()
+
+    result, _ = call(backend, "--resume", *other)
+
+    assert "nothing to resume" in result.stderr
+    assert len(backend.engines["toy"].requests[0].prompt) == 64
+
+
+def test_a_failed_row_is_tried_again(call):
+    def fail_then_stop(call, max_new_tokens):
+        if max_new_tokens == 256:
+            signal.raise_signal(signal.SIGINT)
+        raise ValueError("unlucky")
+
+    call(FakeBackend({"toy": FakeEngine(tokens=fail_then_stop)}))
+
+    result, (report,) = call(toy(), "--resume")
+
+    assert "resuming: 0 finished rows" in result.stderr
+    assert [row.status for row in report.rows] == ["ok", "ok"]
+
+
+def test_a_full_disk_costs_the_report_but_not_the_tables_and_leaves_nothing_cut_short(
+    call, tmp_path
+):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        result, reports = call(toy())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert result.exit_code == 1
+    assert "| short  | 1000.0 |" in result.stdout
+    assert "the run goes on, but could not be resumed" in result.stderr
+    assert "File too large" in result.stderr
+    assert reports == []
+
+
+def test_the_plan_is_shown_with_its_memory_and_nothing_is_loaded(call, tmp_path):
+    backend = FakeBackend({"toy": FakeEngine()}, missing={"vllm": "vllm is not installed"})
+
+    result, _ = call(backend, "--dry-run", "--engine", "infer,vllm")
+
+    assert result.exit_code == 0
+    # 64 + 64 tokens of 3 layers, 2 kv heads of 12, keys and values, 4 bytes
+    assert re.search(r"\| Toy +\| infer +\| short +\| +\S+ \| +0.074 \|.*to run", result.stdout)
+    assert result.stdout.count("vllm is not installed") == 2
+    assert backend.loads == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def slower(factor):
+    def times(call, num_tokens):
+        jitter = 1 + 0.004 * (call % 3)
+        steps = [factor * jitter] * (num_tokens - 1)
+        return {"step_ms": steps, "decode_s": sum(steps) / 1e3, "e2e_s": (1 + sum(steps)) / 1e3}
+
+    return FakeBackend({"toy": FakeEngine(times=times)})
+
+
+def test_a_baseline_catches_a_planted_slowdown_and_lets_the_same_build_pass(call):
+    first, _ = call(slower(1.0), "--save-baseline", "main")
+    again, _ = call(slower(1.0), "--baseline", "main")
+    slow, _ = call(slower(1.1), "--baseline", "main", "--save-baseline", "main")
+    third, _ = call(slower(1.0), "--baseline", "main")
+
+    assert [run.exit_code for run in (first, again, slow, third)] == [0, 0, 3, 0]
+    assert "against baseline main: 4 same" in again.stderr
+    assert "against baseline main: 4 regression" in slow.stderr
+    assert "baseline: " not in slow.stderr  # what regressed is no new baseline
+
+
+def test_a_baseline_of_other_weights_is_not_comparable(call):
+    call(toy(), "--save-baseline", "main")
+    other = FakeEngine()
+    other.weights_kind = "checkpoint"
+
+    refused, _ = call(FakeBackend({"toy": other}), "--baseline", "main")
+    forced, _ = call(FakeBackend({"toy": other}), "--baseline", "main", "--force")
+
+    assert (refused.exit_code, forced.exit_code) == (4, 0)
+    assert "weights of toy on infer: dummy against checkpoint" in refused.stderr
+
+
+@pytest.fixture
+def reports(tmp_path):
+    """Write reports by name; gives their paths as text."""
+
+    def write(**named):
+        for name, report in named.items():
+            save_report(report, tmp_path / f"{name}.json")
+        return [str(tmp_path / f"{name}.json") for name in named]
+
+    return write
+
+
+def test_compare_prints_a_table_writes_files_and_exits_with_3_on_a_regression(
+    call, reports, tmp_path
+):
+    paths = reports(
+        a=a_report(a_row(times=(1.0, 1.001, 0.999)), a_row("odd")),
+        b=a_report(a_row(times=(1.1, 1.101, 1.099)), a_row("odd")),
+    )
+
+    result, _ = call(toy(), "compare", *paths, "--markdown", "diff.md", "--junit", "diff.xml")
+
+    assert result.exit_code == 3
+    assert "| regression | toy   | infer  | short  | Decode step P50 |" in result.stdout
+    assert "+10.0 %" in result.stdout
+    assert (tmp_path / "diff.md").read_text() == result.stdout
+    suite = ElementTree.parse(tmp_path / "diff.xml").getroot()
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("4", "2", "0")
+    assert "limit 5 %" in suite.find(".//failure").get("message")
+
+
+def test_compare_lets_pass_what_is_below_the_limit_asked_for(call, reports):
+    paths = reports(
+        a=a_report(a_row(times=(1.0, 1.001, 0.999))), b=a_report(a_row(times=(1.1, 1.101, 1.099)))
+    )
+
+    result, _ = call(toy(), "compare", *paths, "--max-regress", "15%")
+
+    assert result.exit_code == 0
+
+
+def test_compare_reads_the_same_build_twice_as_the_same(call, reports):
+    paths = reports(
+        a=a_report(a_row(times=(1.0, 1.02, 0.99))), b=a_report(a_row(times=(1.01, 0.98, 1.03)))
+    )
+
+    result, _ = call(toy(), "compare", *paths)
+
+    assert result.exit_code == 0
+    assert "2 same" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["compare", "a.json"], 2, "1 reports given, expected 2"),
+        (["compare", "a.json", "b.json", "--baseline", "x"], 2, "expected 1"),
+        (["compare", "a.json", "gone.json"], 1, "cannot read the report gone.json"),
+        (["compare", "a.json", "foreign.json"], 1, "is not a report of infer-bench"),
+        (["compare", "a.json", "cpu.json"], 4, "GPU: Toy GPU 9000 against None"),
+        (["compare", "a.json", "a.json", "--metric", "x"], 2, "unknown --metric 'x'"),
+        (["report", "foreign.json"], 1, "is not a report of infer-bench"),
+        (["report", "a.json", "--csv", "--markdown"], 2, "give one"),
+        (["report", "a.json", "--html", "no/where.html"], 1, "cannot write no/where.html"),
+    ],
+)
+def test_wrong_reports_are_refused_in_words(call, reports, tmp_path, arguments, code, message):
+    without_gpu = a_report().environment.model_copy(update={"gpu": None})
+    reports(a=a_report(), cpu=a_report(environment=without_gpu, device="cpu"))
+    (tmp_path / "foreign.json").write_text('{"results": []}')
+
+    result, _ = call(toy(), *arguments)
+
+    assert result.exit_code == code
+    assert message in " ".join(result.stderr.split())
+
+
+def test_report_prints_the_tables_of_a_saved_report_once_more(call, reports):
+    result, _ = call(toy(), "report", *reports(a=a_report()))
+
+    assert result.exit_code == 0
+    assert result.stdout.startswith("device: Toy GPU 9000")
+    assert "### E2E throughput (tok/s)" in result.stdout
+
+
+def test_report_reads_version_1_too(call):
+    old = Path(__file__).parents[1] / "fixtures" / "reports" / "v1.json"
+
+    result, _ = call(toy(), "report", str(old), "--csv")
+
+    assert result.exit_code == 0
+    assert result.stdout.count("\n") == 3
+
+
+def test_options_of_a_run_do_not_run_beside_a_command(call, reports):
+    backend = toy()
+
+    call(backend, "report", *reports(a=a_report()))
+
+    assert backend.loads == []
+
+
+def test_help_imports_neither_torch_nor_triton_nor_pydantic():
     program = (
         "import sys\n"
         "from infer_bench.cli import main\n"
         "sys.argv = ['infer-bench', '--help']\n"
         "try:\n    main()\n"
         "except SystemExit as done:\n    assert done.code == 0\n"
-        "print([name for name in ('torch', 'triton', 'transformers') if name in sys.modules])\n"
+        "heavy = ('torch', 'triton', 'transformers', 'pydantic')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
     )
 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -1,8 +1,9 @@
-"""The benchmark over the real engine and a toy plugin, without any fake."""
+"""The benchmark over the real engine and a toy plugin, without any fake, in this process."""
 
 import json
 
 import pytest
+from bench_fakes import in_this_process
 from infer_bench.backend import Backend
 from infer_bench.cli import make_app
 from infer_bench.report import Report
@@ -25,8 +26,8 @@ def bench(make_plugin, *arguments):
     # the toy model knows 64 tokens of context
     sizes = ["--prompt-tokens", "20", "--max-new-tokens", "12"]
     result = CliRunner().invoke(
-        make_app(ToyBackend(make_plugin.path)),
-        [*sizes, "--device", "cpu", "--no-save", "--json", *arguments],
+        make_app(ToyBackend(make_plugin.path), in_this_process),
+        [*sizes, "--device", "cpu", "--max-trials", "3", "--no-save", "--json", *arguments],
         catch_exceptions=False,
     )
     return result, Report.model_validate(json.loads(result.stdout)) if result.stdout else None
@@ -46,9 +47,11 @@ def test_an_installed_plugin_is_measured(make_plugin, sampling):
     assert (result.exit_code, row.status, row.reason) == (0, "ok", None)
     assert row.trials_agree
     assert [sample.num_tokens for sample in row.samples] == [12, 12, 12]
-    loaded = report.models[0].loaded
+    loaded = row.loaded
     assert (loaded.weights, loaded.kernels, loaded.dtype) == ("dummy", "reference", "float32")
     assert loaded.tiny
+    assert (row.parity.num_tokens, row.parity.agrees) == (12, True)
+    assert row.parity.path == "no KV cache, no CUDA graph"
 
 
 def test_without_a_kv_cache_the_tokens_are_the_same(make_plugin):

@@ -1,12 +1,13 @@
 """The log this project continues is the oracle: its numbers must render to its very text."""
 
-from datetime import UTC, datetime
-
 import pytest
 from bench_fakes import CPU, GPU
-from infer_bench.cases import named_cases
-from infer_bench.report import LoadedModel, Metrics, Model, Report, Row, Settings
-from infer_bench.tables import failure_lines, heading, report_tables, to_markdown, to_rich
+from bench_reports import CEILINGS, a_report, a_row, loaded_model
+from infer_bench.gpu_state import GpuActivity, GpuState
+from infer_bench.report import Metrics, Model, Row, WarmUp
+from infer_bench.summary import summary_lines
+from infer_bench.table import to_markdown, to_rich
+from infer_bench.tables import failure_lines, heading, ratio_table, report_tables
 from rich.console import Console
 
 E2E = """\
@@ -62,45 +63,25 @@ NAMES = (
 )
 
 
-def model(label, *, weights="dummy", tiny=False):
-    loaded = LoadedModel(
-        architecture="ToyForCausalLM",
-        distribution=None,
-        plugin_version=None,
-        tiny=tiny,
-        dtype="bfloat16",
-        kernels="triton",
-        weights=weights,
-        weight_bytes=4000,
-        load_s=1.234,
-    )
-    return Model(name=f"{label.lower()}-1b", label=label, plugin=None, loaded=loaded)
-
-
-def log_report(*, environment=GPU, models=None, mbu=None, **changes):
-    models = models or {label: model(label) for label in LOG}
+def log_report(*, environment=GPU, mbu=None, labels=tuple(LOG), loaded=None, **changes):
+    """The log's numbers as a report."""
+    names = {label: f"{label.lower()}-1b" for label in labels}
     rows = [
         Row(
-            model=models[label].name,
+            engine="infer",
+            model=names[label],
             case=case,
             status="ok",
-            metrics=Metrics(**dict(zip(NAMES, numbers, strict=True)), warm_up_s=0.5, mbu=mbu),
+            loaded=loaded or loaded_model(),
+            metrics=Metrics(**dict(zip(NAMES, numbers, strict=True)), num_trials=3, mbu=mbu),
+            warm_up=WarmUp(num_runs=2, wall_s=0.5, stable=True),
         )
-        for label in models
+        for label in labels
         for case, numbers in zip(("short", "full-pipe"), LOG[label], strict=True)
     ]
-    fields = {
-        "created": datetime(2026, 2, 21, tzinfo=UTC),
-        "suite": "configs",
-        "device": "cuda",
-        "complete": True,
-        "settings": Settings(),
-        "cases": named_cases(["short", "full-pipe"]),
-        "environment": environment,
-        "models": tuple(models.values()),
-        "rows": tuple(rows),
-    }
-    return Report(**(fields | changes))
+    models = tuple(Model(name=names[label], label=label, plugin=None) for label in labels)
+    fields = {"environment": environment, "models": models, "ceilings": None}
+    return a_report(*rows, **(fields | changes))
 
 
 def rendered(report):
@@ -120,7 +101,8 @@ def test_there_is_a_table_for_each_metric_in_the_logs_order():
         "TTFT / prefill (ms)",
         "KV cache memory (MB) and peak GPU allocation (GB)",
         "Memory bandwidth utilisation of decode (%)",
-        "Load and warm-up (s)",
+        "Load, warm-up and first token after process start (s)",
+        "Trust: interval of E2E throughput, tokens as the plain path's",
     ]
 
 
@@ -131,12 +113,14 @@ def test_bandwidth_utilisation_is_in_percent_and_absent_where_unknown():
     assert title not in rendered(log_report())
 
 
-def test_load_time_stands_once_a_model_above_each_configs_warm_up():
-    lines = rendered(log_report())["Load and warm-up (s)"].splitlines()
+def test_load_and_warm_up_stand_beside_each_other():
+    report = log_report(labels=("Llama",))
+    table = rendered(report)["Load, warm-up and first token after process start (s)"]
 
-    assert lines[4:6] == [
-        "| load      |  1.23 |  1.23 |   1.23 |",
-        "| short     |  0.50 |  0.50 |   0.50 |",
+    assert table.splitlines()[2:5] == [
+        "| Config    | Llama load | Llama warm-up | Llama first |",
+        "|-----------|-----------:|--------------:|------------:|",
+        "| short     |       1.23 |          0.50 |           - |",
     ]
 
 
@@ -152,7 +136,9 @@ def test_numbers_below_two_get_three_decimals():
 
 def test_a_failed_cell_says_so_in_every_table_and_its_reason_is_listed():
     report = log_report()
-    failed = Row(model="llama-1b", case="short", status="invalid", reason="63 tokens")
+    failed = Row(
+        engine="infer", model="llama-1b", case="short", status="invalid", reason="63 tokens"
+    )
     report = report.model_copy(update={"rows": (failed, *report.rows[1:])})
 
     assert all(
@@ -167,10 +153,10 @@ def test_a_failed_cell_says_so_in_every_table_and_its_reason_is_listed():
 
 def test_one_reason_for_every_config_is_one_line():
     rows = tuple(
-        Row(model="toy", case=case, status="failed", reason="broken")
+        Row(engine="infer", model="toy", case=case, status="failed", reason="broken")
         for case in ("short", "full-pipe")
     )
-    report = log_report(rows=rows, models={"Llama": Model(name="toy", label="Toy", plugin=None)})
+    report = a_report(*rows)
 
     assert failure_lines(report) == ["failed: toy (every config): broken"]
     assert "| short     | failed |" in rendered(report)["E2E throughput (tok/s)"]
@@ -184,24 +170,25 @@ def test_a_cell_that_never_ran_is_a_dash():
 
 
 def test_the_heading_says_what_the_numbers_were_taken_on():
-    lines = heading(log_report(read_bandwidth_bytes_per_s=4.66e12))
+    lines = heading(log_report(ceilings=CEILINGS))
 
     assert lines == [
         "device: Toy GPU 9000 (141 GB, 132 SMs, compute 9.0, CUDA 13.0, driver 580.1)",
-        "read bandwidth: 4.66 TB/s, measured now",
+        "read bandwidth: 4.00 TB/s, bfloat16 matmul: 700 Tflop/s, measured now",
         "Llama: llama-1b, random weights, bfloat16, triton kernels",
         "Qwen3: qwen3-1b, random weights, bfloat16, triton kernels",
         "Gemma3: gemma3-1b, random weights, bfloat16, triton kernels",
-        "suite configs: 2 warm-ups, median of 3 trials, seed 42",
+        "suite configs: 2 to 5 warm-ups, median of 3 to 9 trials, seed 42",
     ]
 
 
 def test_the_heading_says_first_that_tiny_models_ran_on_the_cpu():
-    models = {"Llama": model("Llama", tiny=True)}
+    loaded = loaded_model(tiny=True, num_cpu_threads=1)
 
-    lines = heading(log_report(environment=CPU, device="cpu", models=models))
+    lines = heading(log_report(environment=CPU, device="cpu", loaded=loaded))
 
     assert lines[0].startswith("device: cpu (tiny reference models")
+    assert lines[1].endswith("triton kernels, 1 CPU thread")
 
 
 def test_a_terminal_shows_the_same_cells():
@@ -213,3 +200,60 @@ def test_a_terminal_shows_the_same_cells():
     text = console.export_text()
     assert "E2E throughput (tok/s)" in text
     assert all(cell in text for row in table.rows for cell in row)
+
+
+def side_by_side():
+    return a_report(
+        a_row("toy", engine="infer", times=(1.0, 1.0, 1.0)),
+        a_row("toy", engine="other", times=(2.0, 2.0, 2.0)),
+        Row(engine="absent", model="toy", case="short", status="skipped", reason="not installed"),
+    )
+
+
+def test_several_engines_stand_side_by_side_with_their_ratio():
+    report = side_by_side()
+
+    table = ratio_table(report)
+
+    # 8 tokens in 5 ms + 7 steps that rise by 10 %: 12.35 ms against 19.7 ms
+    assert table.header == ("Config", "Toy / other", "Toy / absent")
+    assert table.rows == (("short", "1.60x", "skipped"),)
+    assert "| Toy infer | Toy other | Toy absent |" in rendered(report)["E2E throughput (tok/s)"]
+
+
+def test_a_skipped_engine_is_explained_but_is_no_failure():
+    report = side_by_side()
+
+    assert report.failures == ()
+    assert failure_lines(report) == ["skipped: toy on absent (every config): not installed"]
+
+
+def test_the_interval_the_trials_and_the_tokens_checked_are_shown():
+    table = rendered(a_report(a_row(times=(1.0, 1.02, 0.98))))[
+        "Trust: interval of E2E throughput, tokens as the plain path's"
+    ]
+
+    # 8 tokens in 5 ms + 7 * 1.05 ms times 1.02 or 0.98
+    assert "| short  | 640.2 to 655.6 (3) |    8/8 |" in table
+
+
+def test_a_throttled_row_is_named():
+    hot = GpuActivity(before=GpuState(), after=GpuState(), throttle=("power cap",))
+
+    assert failure_lines(a_report(a_row(gpu=hot))) == [
+        "throttled (power cap) during 1 rows: toy short"
+    ]
+
+
+def test_the_summary_draws_bars_and_names_the_best_and_worst_mbu():
+    report = a_report(a_row("fast", times=(0.75,)), a_row("slow", times=(1.5,)))
+
+    lines = summary_lines(report)
+
+    assert lines[0] == "E2E throughput of short (tok/s)"
+    assert lines[1].startswith("  Fast " + "\N{FULL BLOCK}" * 32)
+    assert lines[2].count("\N{FULL BLOCK}") < 32
+    # 2.1 GB in 0.75 ms * 1.05 at 4 TB/s
+    assert lines[3].startswith("best  MBU")
+    assert lines[3].endswith("66.7 % (Fast short)")
+    assert lines[4].endswith("33.3 % (Slow short)")

@@ -1,0 +1,67 @@
+"""What a model's passes have to move and compute, from its spec alone."""
+
+from infer_core import ModelSpec
+from infer_core.parameters import model_parameters
+
+
+def weight_bytes(spec: ModelSpec, *, element_bytes: int) -> int:
+    """Count the bytes of all parameters."""
+    return element_bytes * sum(_elements(p.shape) for p in model_parameters(spec).values())
+
+
+def kv_cache_bytes(spec: ModelSpec, *, element_bytes: int, context: int) -> int:
+    """Count the bytes of keys and values kept for `context` tokens, rings at their length."""
+    return sum(
+        2 * layer.num_kv_heads * layer.head_dim * policy.capacity(context) * element_bytes
+        for layer, policy in zip(spec.attention, spec.kv_cache, strict=True)
+    )
+
+
+def decode_step_bytes(
+    spec: ModelSpec, *, weight_bytes: int, element_bytes: int, context: int
+) -> int:
+    """Count the bytes one decode step must read with `context` tokens cached.
+
+    Every weight once, and of each layer's cache the tokens its window lets it see. An embedding
+    table that is not also the LM head is left out: a step reads one row of it.
+    """
+    shape = spec.shape
+    unread = 0 if shape.tied_embeddings else shape.vocab_size * shape.hidden_size
+    cached = sum(
+        2 * layer.num_kv_heads * layer.head_dim * min(context, layer.window or context)
+        for layer in spec.attention
+    )
+    return weight_bytes + (cached - unread) * element_bytes
+
+
+def prefill_flops(spec: ModelSpec, *, prompt_tokens: int) -> int:
+    """Count the multiplications and additions a prompt needs.
+
+    Two for each element of a matrix and token, the LM head for the last token alone; two for each
+    query, visible key and dimension, once for scores and once for values. Norms, activations and
+    softmax are left out: they are not what a matrix unit does.
+    """
+    matrices = sum(
+        _elements(parameter.shape)
+        for name, parameter in model_parameters(spec).items()
+        if len(parameter.shape) == 2 and name not in ("embed", "lm_head")
+    )
+    head = spec.shape.vocab_size * spec.shape.hidden_size
+    attention = sum(
+        4 * layer.num_heads * layer.head_dim * _visible(prompt_tokens, layer.window)
+        for layer in spec.attention
+    )
+    return 2 * matrices * prompt_tokens + 2 * head + attention
+
+
+def _visible(num_tokens: int, window: int | None) -> int:
+    """Sum over a prompt's tokens how many each may attend to, itself included."""
+    full = min(num_tokens, window or num_tokens)
+    return full * (full + 1) // 2 + (num_tokens - full) * full
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product

@@ -1,0 +1,8 @@
+"""What infer-bench's exit code means."""
+
+EXIT_OK = 0
+EXIT_FAILURES = 1
+EXIT_USAGE = 2
+EXIT_REGRESSION = 3
+EXIT_NOT_COMPARABLE = 4
+EXIT_INTERRUPTED = 130
