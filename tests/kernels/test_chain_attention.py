@@ -85,9 +85,8 @@ def test_only_slots_of_the_cache_that_hold_a_past_token_are_read(position, first
     cache = torch.zeros(capacity, 4, device=device)
     seen = torch.full((16,), -1, dtype=torch.int32, device=device)
 
-    _seen_kernel[(1,)](
-        cache, cache, seen, first, min(first + 16, capacity, position), position, capacity, BLOCK_N=16
-    )  # fmt: skip
+    stop = min(first + 16, capacity, position)
+    _seen_kernel[(1,)](cache, cache, seen, first, stop, position, capacity, BLOCK_N=16)
 
     own = position % capacity  # the new token's slot: what it holds is older than the cache goes
     for lane, slot in enumerate(range(first, first + 16)):
