@@ -45,8 +45,8 @@ def test_a_plugin_with_its_own_decoder_is_reported_as_unfused(core, tmp_path):
     assert measured.returncode == 0, measured.stdout + measured.stderr
     assert "reference kernels, unfused" in measured.stdout
     (report,) = (tmp_path / "reports").glob("*.json")
-    (model,) = json.loads(report.read_text())["models"]
-    assert model["loaded"]["unfused"] is True
+    (row,) = json.loads(report.read_text())["rows"]
+    assert row["loaded"]["unfused"] is True
 
 
 @pytest.mark.parametrize("name", ["infer_granite", "infer_phi3"])
