@@ -24,4 +24,4 @@ def pick_device(requested: str | None) -> str:
             f"device {requested}: torch sees {torch.cuda.device_count()} GPUs; install a CUDA "
             "build of torch on a machine with a GPU, or use cpu"
         )
-    return requested
+    return "cpu" if device.type == "cpu" else requested

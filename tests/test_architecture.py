@@ -76,6 +76,7 @@ GROUP_OF = {module: group for group, (modules, _) in GROUPS.items() for module i
 PLUGIN_MAY_IMPORT = {"infer_core"}
 BENCH_MAY_IMPORT = {
     "infer_core",
+    "infer_core.device",
     "infer_core.engine",
     "infer_core.hookspecs",
     "infer_core.model_source",

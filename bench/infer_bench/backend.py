@@ -27,22 +27,13 @@ class Backend:
         Raises:
             UsageError: it is no device, or a GPU that is not there.
         """
-        import torch
+        from infer_core import RequestError
+        from infer_core.device import pick_device
 
-        if requested is None:
-            return "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            device = torch.device(requested)
-        except RuntimeError as error:
-            raise UsageError(f"--device {requested!r}: expected cpu, cuda or cuda:N") from error
-        if device.type not in ("cpu", "cuda"):
-            raise UsageError(f"--device {requested!r}: expected cpu, cuda or cuda:N")
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise UsageError(
-                f"--device {requested}: torch sees {torch.cuda.device_count()} GPUs; "
-                "install a CUDA build of torch on a machine with a GPU, or give --device cpu"
-            )
-        return "cpu" if device.type == "cpu" else requested
+            return pick_device(requested)
+        except RequestError as error:
+            raise UsageError(f"--{error}") from error
 
     def load_registry(self) -> "PluginRegistry":
         """Find the installed plugins."""
