@@ -17,8 +17,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 def pick_ref(best_value: torch.Tensor, best_index: torch.Tensor) -> int:
-    """Define the pick in plain torch."""
-    return int(best_index[best_value == best_value.max()].min())
+    """Define the pick in plain torch; token 0 if no value is a number."""
+    largest = best_index[best_value == best_value.max()]
+    return int(largest.min()) if len(largest) else 0
 
 
 def embed_token_ref(embed: torch.Tensor, token: int, scale: float) -> torch.Tensor:
@@ -53,7 +54,8 @@ def _pick_embed_kernel(
         value = tl.load(best_value_ptr + slots, mask=mask, other=float("-inf"))
         index = tl.load(best_index_ptr + slots, mask=mask, other=2147483647)
         token = tl.min(tl.where(value == tl.max(value, axis=0), index, 2147483647), axis=0)
-        token = token.to(tl.int64)
+        # logits that are all NaN equal nothing; token 0 then, rather than a row outside `embed`
+        token = tl.where(token == 2147483647, 0, token).to(tl.int64)
         tl.store(token_ptr, token)
     else:
         token = tl.load(token_ptr)

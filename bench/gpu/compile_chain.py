@@ -1,0 +1,121 @@
+"""Compile the decode chain for a GPU that is not here, and print what each kernel uses.
+
+    python bench/gpu/compile_chain.py [CONFIG_JSON ...] [--sms 132]
+
+For every config.json given, or every installed reference model: one step over meta tensors, bf16,
+compiled for compute capability 9.0 with the built-in tiles of a GPU of `--sms` multiprocessors.
+Printed per kernel: registers and local-memory bytes (spills) a thread, shared memory, warps. Needs
+Triton and the plugins, no GPU; exits 1 if a kernel does not fit (shared memory over 227 KB).
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from infer_core import ModelSpec
+from infer_core.chain_tiles import default_tiles
+from infer_core.decode_chain import DecodeChain
+from infer_core.kv_cache import KVCache
+from infer_core.parameters import model_parameters
+from infer_core.plugins import load_registry
+
+SHARED_BYTES = 227 * 1024
+CONTEXT = 2048
+
+
+class Sm90:
+    """A driver that answers what compilation asks, and launches nothing."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("meta")
+
+
+def resources(kernel: Any) -> dict[str, int]:
+    """Registers, stack and local bytes a thread, as the disassembler tells them."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        told = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", told)}
+
+
+def compile_step(spec: ModelSpec, num_sms: int) -> list[tuple[str, Any]]:
+    """Compile every kernel of one greedy step, each once."""
+    empty = {"device": "meta", "dtype": torch.bfloat16}
+    parameters = {n: torch.empty(p.shape, **empty) for n, p in model_parameters(spec).items()}
+    cache = KVCache(spec, context=CONTEXT, **empty)
+    tables = [
+        torch.empty(CONTEXT, layer.rotary_dim // 2, device="meta") for layer in spec.attention
+    ]
+    compiled: dict[str, tuple[str, Any]] = {}
+    original = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        kernel = original(self, *args, grid=grid, warmup=True, **kwargs)
+        compiled.setdefault(kernel.hash, (self.fn.__name__, kernel))
+        return kernel
+
+    with mock.patch.object(JITFunction, "run", compile_only):
+        chain = DecodeChain(
+            spec,
+            parameters,
+            [(table, table) for table in tables],
+            list(zip(cache.keys, cache.values, strict=True)),
+            max_context=CONTEXT,
+            pdl=True,
+            tiles=default_tiles(spec, num_sms),
+        )
+        chain.step(greedy=True)
+    return list(compiled.values())
+
+
+def main() -> int:
+    """Compile what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("configs", nargs="*", type=Path)
+    parser.add_argument("--sms", type=int, default=132)
+    arguments = parser.parse_args()
+    registry = load_registry()
+    models = [(path.stem, json.loads(path.read_text())) for path in arguments.configs]
+    models = models or [(m.name, m.config) for _, m in registry.reference_models()]
+    triton.runtime.driver.set_active(Sm90())
+    failed = 0
+    print(f"triton {triton.__version__}, sm_90, bfloat16, {arguments.sms} multiprocessors")
+    for name, config in models:
+        for function, kernel in compile_step(registry.resolve(config), arguments.sms):
+            used, meta = resources(kernel), kernel.metadata
+            fits = meta.shared <= SHARED_BYTES
+            failed += not fits
+            print(
+                f"{name:22} {function:26} warps {meta.num_warps} registers {used['REG']:3} "
+                f"local {used['LOCAL'] + used['STACK']:4} shared {meta.shared:6}"
+                f"{'' if fits else '  DOES NOT FIT'}"
+            )
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
