@@ -27,7 +27,7 @@ def relative(file: Path) -> str:
     return str(file.relative_to(ROOT))
 
 
-# Group -> its modules, and the other groups they may import (style.md, section 1). Modules of one
+# Group -> its modules, and the other groups they may import: imports point down. Modules of one
 # group may import each other, never in a circle. `kernels` is the whole package.
 GROUPS: dict[str, tuple[set[str], set[str]]] = {
     "facts": ({"errors", "specs", "sampling_params"}, set()),

@@ -1,4 +1,4 @@
-"""Where a job runs: a process of its own, or this one (tests). A death or a hang is a row."""
+"""Run a job in a process of its own: a death or a hang is a row."""
 
 import json
 import os
@@ -17,7 +17,6 @@ from infer_bench.backend import Backend
 from infer_bench.environment import without_paths
 from infer_bench.errors import WorkerDied
 from infer_bench.job import Job, Listener, Machine, Survey
-from infer_bench.measure import measure
 from infer_bench.report import Row
 
 SURVEY_TIMEOUT_S = 300.0
@@ -36,19 +35,6 @@ class Launcher(Protocol):
 
     def run(self, job: Job, listener: Listener) -> None:
         """Run a job; afterwards the listener has had one row for each of its cases."""
-
-
-class InThisProcess:
-    """Runs jobs here: nothing is isolated and nothing times out."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-
-    def survey(self, survey: Survey) -> Machine:
-        return self._backend.survey(survey)
-
-    def run(self, job: Job, listener: Listener) -> None:
-        measure(job, self._backend, listener)
 
 
 class InOwnProcess:

@@ -1,12 +1,17 @@
 import signal
 
 import pytest
-from bench_fakes import FakeBackend, FakeEngine, FakeRegistry, one_token_after_another
+from bench_fakes import (
+    FakeBackend,
+    FakeEngine,
+    FakeRegistry,
+    InThisProcess,
+    one_token_after_another,
+)
 from infer_bench.cases import named_cases
 from infer_bench.costs import prefill_flops
 from infer_bench.errors import EngineUnavailable
 from infer_bench.gpu_state import GpuState
-from infer_bench.launch import InThisProcess
 from infer_bench.plan import Plan
 from infer_bench.progress import Progress
 from infer_bench.report import Ceilings, Settings
