@@ -4,12 +4,13 @@
 """
 
 import json
-import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
+
+from infer_core.user_cache import cache_folder, write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,8 @@ class KitRecord:
 def write_record(record: KitRecord) -> None:
     """Remember a pass, whole or not at all; a cache folder that cannot be written is no error."""
     path = _path(record.distribution, record.version)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(path)
+        write_whole(path, json.dumps(asdict(record), indent=2) + "\n")
 
 
 def read_record(distribution: str, version: str) -> KitRecord | None:
@@ -56,6 +54,5 @@ def remove_record(distribution: str, version: str) -> None:
 
 
 def _path(distribution: str, version: str) -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
     file = f"{canonicalize_name(distribution)}-{version.replace('/', '_')}.json"
-    return Path(cache) / "infer-core" / "kit" / file
+    return cache_folder("kit") / file

@@ -7,8 +7,6 @@ warning: tiles change speed, never results.
 
 import hashlib
 import json
-import os
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -22,6 +20,7 @@ import triton
 from infer_core.chain_tiles import ChainTiles
 from infer_core.kernels.chain_types import AttentionTile, Tile
 from infer_core.specs import ModelSpec
+from infer_core.user_cache import cache_folder, write_whole
 
 # (rows, warps, per_sm) and (elements, warps): what won or came close on an H200, widths 1152-8192
 LINEAR = tuple(
@@ -81,11 +80,7 @@ def load_tiles(key: dict[str, Any], folder: Path | None = None) -> ChainTiles | 
 def save_tiles(key: dict[str, Any], tiles: ChainTiles, folder: Path | None = None) -> Path:
     """Keep `tiles` for `key`; a reader sees the old file or the new one, never a part."""
     path = _path(key, folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = json.dumps({"key": key, "tiles": asdict(tiles)}, indent=1)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
+    write_whole(path, json.dumps({"key": key, "tiles": asdict(tiles)}, indent=1))
     return path
 
 
@@ -124,8 +119,5 @@ def _numbers(values: dict[str, Any]) -> dict[str, int]:
 
 
 def _path(key: dict[str, Any], folder: Path | None) -> Path:
-    if folder is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(cache) / "infer-core" / "tiles"
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return folder / f"{digest[:16]}.json"
+    return (folder or cache_folder("tiles")) / f"{digest[:16]}.json"

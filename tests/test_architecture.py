@@ -30,7 +30,7 @@ def relative(file: Path) -> str:
 # Group -> its modules, and the other groups they may import: imports point down. Modules of one
 # group may import each other, never in a circle. `kernels` is the whole package.
 GROUPS: dict[str, tuple[set[str], set[str]]] = {
-    "facts": ({"errors", "specs", "sampling_params"}, set()),
+    "facts": ({"errors", "specs", "sampling_params", "user_cache"}, set()),
     "contract": (
         {"hookspecs", "parameters", "config", "config_audit", "config_rope"},
         {"facts"},
