@@ -30,6 +30,12 @@ def cache_holding(past, capacity, heads):
     return caches
 
 
+def with_abs_values(qkv, heads):
+    """The same chunk with |v| for v."""
+    width = heads["num_kv_heads"] * heads["head_dim"]
+    return torch.cat([qkv[:, :-width], qkv[:, -width:].abs()], dim=1)
+
+
 CASES = [
     # num_tokens, start, heads, kv heads, head_dim, window, capacity, soft cap
     pytest.param(1, 0, 4, 2, 32, None, 8, None, id="one-token-no-past"),
@@ -96,7 +102,12 @@ def test_prefill_attention_is_as_accurate_as_eager_torch(
 
     truth = reference(torch.Tensor.double)
     eager = reference(lambda tensor: tensor)
-    assert_as_accurate_as_eager(y, eager, truth, softmax_allowance(tokens))
+    k_cache, v_cache = caches.nan_to_num().double()
+    of_abs = prefill_attention_ref(
+        with_abs_values(chunk.double(), heads), k_cache, v_cache.abs(), at(start, device),
+        **heads, **layout,
+    )  # fmt: skip
+    assert_as_accurate_as_eager(y, eager, truth, softmax_allowance(truth, of_abs))
 
 
 @pytest.mark.parametrize("head_dim", [64, 256])
@@ -113,7 +124,10 @@ def test_the_tiles_used_in_earnest_agree_too(
     eager = prefill_attention_ref(chunk, *caches, at(70, device), **heads, **layout)
     wide = chunk.double(), *caches.double()
     truth = prefill_attention_ref(*wide, at(70, device), **heads, **layout)
-    assert_as_accurate_as_eager(y, eager, truth, softmax_allowance(tokens))
+    k_cache, v_cache = caches.double()
+    wide = with_abs_values(chunk.double(), heads), k_cache, v_cache.abs()
+    of_abs = prefill_attention_ref(*wide, at(70, device), **heads, **layout)
+    assert_as_accurate_as_eager(y, eager, truth, softmax_allowance(truth, of_abs))
 
 
 HEADS = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 32}

@@ -35,6 +35,12 @@ def cache_holding(past, capacity, heads):
     return caches
 
 
+def with_abs_values(qkv, heads):
+    """The same chunk with |v| for v."""
+    width = heads["num_kv_heads"] * heads["head_dim"]
+    return torch.cat([qkv[:, :-width], qkv[:, -width:].abs()], dim=1)
+
+
 CASES = [
     # position, heads, kv heads, head_dim, window, capacity, soft cap, max_context
     pytest.param(0, 4, 2, 32, None, 64, None, 64, id="empty-past-every-split-but-one-empty"),
@@ -102,7 +108,12 @@ def test_decode_attention_is_as_accurate_as_eager_torch(
 
     truth = reference(torch.Tensor.double)
     eager = reference(lambda tensor: tensor)
-    assert_as_accurate_as_eager(y, eager, truth, softmax_allowance(tokens))
+    k_cache, v_cache = caches.nan_to_num().double()
+    of_abs = decode_attention_ref(
+        with_abs_values(token.double(), heads), k_cache, v_cache.abs(), at(position, device),
+        **heads, **layout,
+    )  # fmt: skip
+    assert_as_accurate_as_eager(y, eager, truth, softmax_allowance(truth, of_abs))
 
 
 HEADS = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 32}
