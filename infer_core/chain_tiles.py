@@ -12,7 +12,7 @@ import triton
 from infer_core.kernels.chain_types import AttentionTile, Tile
 from infer_core.specs import AttentionLayout, ModelSpec
 
-MAX_PARTS = 32  # pieces of the past: every program of the out projection merges them all
+MAX_PARTS = 16  # pieces of the past: every program of the out projection merges them all
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def default_tiles(spec: ModelSpec, num_sms: int) -> ChainTiles:
             hidden, inter, num_sms, elements=2304 * warps, warps=warps, per_sm=16 // warps
         ),
         lm_head=_tile(spec.shape.vocab_size, hidden, num_sms, elements=18432, warps=4, per_sm=4),
-        attention=AttentionTile(16384, 8) if first.head_dim > 128 else AttentionTile(8192, 4),
+        attention=AttentionTile(16384, 8 if first.head_dim > 128 else 4),
     )
 
 

@@ -31,7 +31,7 @@ LINEAR = tuple(
     )
 )  # fmt: skip
 CANDIDATES: dict[str, tuple[Tile | AttentionTile, ...]] = {
-    "attention": (AttentionTile(8192, 4), AttentionTile(16384, 8)),
+    "attention": (AttentionTile(8192, 4), AttentionTile(16384, 4), AttentionTile(16384, 8)),
     "attn_out": LINEAR[3:8],
     "gate_up": LINEAR[:5],
     "mlp_out": (*LINEAR[7:], LINEAR[0]),
