@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from infer_core.chain_tiles import ChainTiles, attention_split, default_tiles
+from infer_core.kernels._common import has_pdl, num_multiprocessors
 from infer_core.kernels.chain_attention import chain_attention
 from infer_core.kernels.chain_types import Norm, Tile
 from infer_core.kernels.linear_residual import linear_residual
@@ -81,6 +82,7 @@ class DecodeChain:
         self._spec = spec
         self._norm = Norm(spec.norm.eps, spec.norm.weight_offset, spec.norm.weight_in_fp32)
         self._embed = embed
+        self._head = parameters.get("lm_head", embed)
 
         self.token = torch.zeros(1, dtype=torch.int64, device=device)
         if position is None:
@@ -122,6 +124,19 @@ class DecodeChain:
         """
         for launch in self._launches:
             launch()
+        if greedy:
+            self._pick_embed(candidates=self._candidates, pdl=self.pdl)
+
+    def pick_from(self, normed: Tensor, *, greedy: bool) -> None:
+        """Enqueue the end of a prefill: `logits` of its last row, which the final norm has left.
+
+        As `step`: greedy also picks, advances `position` from that row's and embeds.
+        """
+        block = self._spec.block
+        lm_head(
+            normed, None, self._head, self.logits, *self._candidates, None,
+            tile=self._tiles.lm_head, softcap=block.final_logit_softcap, pdl=self.pdl,
+        )  # fmt: skip
         if greedy:
             self._pick_embed(candidates=self._candidates, pdl=self.pdl)
 
@@ -239,7 +254,7 @@ class DecodeChain:
             )  # fmt: skip
         launches.append(
             partial(
-                lm_head, x, parameters["final_norm"], parameters.get("lm_head", self._embed),
+                lm_head, x, parameters["final_norm"], self._head,
                 self.logits, *self._candidates, self._norm, tile=tiles.lm_head,
                 softcap=block.final_logit_softcap, pdl=self.pdl,
                 **normed(f"layers.{spec.shape.num_layers - 1}.mlp_post_norm"),
@@ -251,15 +266,3 @@ class DecodeChain:
 def supports(spec: ModelSpec) -> bool:
     """Whether the fused kernels cover all that the spec asks for."""
     return not spec.uncommon
-
-
-def has_pdl(device: torch.device) -> bool:
-    """Whether the device can start a kernel before its predecessor ends."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-def num_multiprocessors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; 4 programs stand in for them in Triton's interpreter."""
-    if device.type != "cuda":
-        return 4
-    return torch.cuda.get_device_properties(device).multi_processor_count

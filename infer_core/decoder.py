@@ -110,7 +110,11 @@ class Decoder:
             normed = ops.rms_norm(residual, self.parameters["layers.0.attn_norm"], eps, **norm)
         for layer in range(spec.shape.num_layers):
             prefix = f"layers.{layer}."
-            attended = self.attention(layer, normed, piece)
+            attended = ops.linear_parts(
+                self._attend(layer, normed, piece),
+                self.parameters[prefix + "attn_out"],
+                get(prefix + "attn_out_bias"),
+            )
             normed, residual = ops.add_rms_norm(
                 attended,
                 residual,
@@ -120,14 +124,15 @@ class Decoder:
                 residual_scale=block.residual_scale,
                 **norm,
             )
-            wide = F.linear(
-                normed, self.parameters[prefix + "gate_up"], get(prefix + "gate_up_bias")
+            inner = ops.linear_activation(
+                normed,
+                self.parameters[prefix + "gate_up"],
+                get(prefix + "gate_up_bias"),
+                activation=block.activation,
+                gated=block.gated,
             )
-            activate = ops.gated_activation if block.gated else ops.activation
-            narrow = F.linear(
-                activate(wide, block.activation),
-                self.parameters[prefix + "mlp_out"],
-                get(prefix + "mlp_out_bias"),
+            narrow = ops.linear_parts(
+                inner, self.parameters[prefix + "mlp_out"], get(prefix + "mlp_out_bias")
             )
             last = layer + 1 == spec.shape.num_layers
             normed, residual = ops.add_rms_norm(
@@ -146,6 +151,15 @@ class Decoder:
 
         Shapes: normed and result [num_tokens, hidden_size].
         """
+        prefix = f"layers.{layer}."
+        return self.ops.linear(
+            self._attend(layer, normed, piece),
+            self.parameters[prefix + "attn_out"],
+            self.parameters.get(prefix + "attn_out_bias"),
+        )
+
+    def _attend(self, layer: int, normed: torch.Tensor, piece: Piece) -> torch.Tensor:
+        """Give what the out projection takes: [num_tokens, num_heads * head_dim]."""
         spec, ops, layout = self.spec, self.ops, self.spec.attention[layer]
         prefix = f"layers.{layer}."
         get = self.parameters.get
@@ -162,45 +176,43 @@ class Decoder:
             "logit_softcap": layout.logit_softcap,
         }
         cos, sin = self.rope[layer]
-        qkv = F.linear(normed, self.parameters[prefix + "qkv"], get(prefix + "qkv_bias"))
         norm = {
             "eps": spec.norm.eps,
             "weight_offset": spec.norm.weight_offset,
             "weight_in_fp32": spec.norm.weight_in_fp32,
         }
+        # A piece of a prompt reads ring slots that its own tokens will take over, so it writes
+        # afterwards; a single token takes the one slot that has just left its window, and a
+        # layer that keeps everything has a slot for each.
+        write_now = not piece.is_prefill or piece.is_fresh or spec.kv_cache[layer].kind == "full"
+        caches = {"k_cache": keys, "v_cache": values, "count": count} if write_now else {}
         q_weight, k_weight = get(prefix + "q_norm"), get(prefix + "k_norm")
+        weight, bias = self.parameters[prefix + "qkv"], get(prefix + "qkv_bias")
         if layout.qk_norm == "projection":
+            qkv = ops.linear(normed, weight, bias)
             q_rows = layout.num_heads * layout.head_dim
             k_rows = layout.num_kv_heads * layout.head_dim
             q, k, _ = qkv.split([q_rows, k_rows, k_rows], dim=1)
             ops.rms_norm(q, q_weight, **norm, in_place=True)
             ops.rms_norm(k, k_weight, **norm, in_place=True)
-            q_weight = k_weight = None
-        # A piece of a prompt reads ring slots that its own tokens will take over, so it writes
-        # afterwards; a single token takes the one slot that has just left its window, and a
-        # layer that keeps everything has a slot for each.
-        write_now = not piece.is_prefill or piece.is_fresh or spec.kv_cache[layer].kind == "full"
-        caches = {"k_cache": keys, "v_cache": values, "count": count}
-        ops.qk_norm_rope(
-            qkv,
-            cos,
-            sin,
-            start,
-            **heads,
-            q_weight=q_weight,
-            k_weight=k_weight,
-            **norm,
-            **(caches if write_now else {}),
-        )
+            ops.qk_norm_rope(qkv, cos, sin, start, **heads, **caches)
+        else:
+            head_norm = {"q_weight": q_weight, "k_weight": k_weight, **norm}
+            qkv = ops.qkv_linear(
+                normed, weight, bias, cos, sin, start, **heads, **head_norm, **caches
+            )
         if piece.is_prefill:
-            out = ops.prefill_attention(qkv, keys, values, start, **heads, **scores)
+            out = ops.prefill_attention(
+                qkv, keys, values, start, **heads, **scores, is_fresh=piece.is_fresh
+            )
             if not write_now:
                 ops.write_kv(qkv, start, keys, values, **heads, count=count)
         else:
             out = ops.decode_attention(
                 qkv, keys, values, start, **heads, **scores, max_context=self.context
             )
-        return F.linear(out, self.parameters[prefix + "attn_out"], get(prefix + "attn_out_bias"))
+        attended: torch.Tensor = out
+        return attended
 
 
 def decoder_class(spec: ModelSpec) -> type[Decoder]:

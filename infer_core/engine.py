@@ -208,7 +208,7 @@ class Engine:
 
         session.prefill(prompt, sampling, max_new_tokens, keep=keep)
         on_step(0)
-        tokens = [session.read(0)]
+        tokens = [session.read_first()]
         first_token_at = time.perf_counter()
 
         finish_reason: Literal["length", "eos", "stop"] = "length"
@@ -267,8 +267,8 @@ class Engine:
             raise RequestError("the prompt is empty; give at least one token id")
         if max_new_tokens < 1:
             raise RequestError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
-        outside = [token for token in prompt if not 0 <= token < vocab]
-        if outside:
+        if min(prompt) < 0 or max(prompt) >= vocab:
+            outside = [token for token in prompt if not 0 <= token < vocab]
             raise RequestError(
                 f"prompt id {outside[0]} is outside the vocabulary of {vocab} tokens; "
                 f"was the text encoded with another model's tokenizer?"

@@ -20,7 +20,16 @@ from infer_core.kernels.gated_activation import (
     gated_activation,
     gated_activation_ref,
 )
+from infer_core.kernels.linear import (
+    linear,
+    linear_activation,
+    linear_activation_ref,
+    linear_parts,
+    linear_parts_ref,
+    linear_ref,
+)
 from infer_core.kernels.qk_norm_rope import qk_norm_rope, qk_norm_rope_ref
+from infer_core.kernels.qkv_linear import qkv_linear, qkv_linear_ref
 from infer_core.kernels.rms_norm import rms_norm, rms_norm_ref
 from infer_core.kernels.write_kv import write_kv, write_kv_ref
 
@@ -31,6 +40,10 @@ class Ops:
 
     name: Literal["triton", "reference"]
     embed: Callable[..., torch.Tensor]
+    linear: Callable[..., torch.Tensor]
+    qkv_linear: Callable[..., torch.Tensor]
+    linear_parts: Callable[..., torch.Tensor]
+    linear_activation: Callable[..., torch.Tensor]
     rms_norm: Callable[..., torch.Tensor]
     add_rms_norm: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     qk_norm_rope: Callable[..., None]
@@ -44,6 +57,10 @@ class Ops:
 TRITON = Ops(
     "triton",
     embed,
+    linear,
+    qkv_linear,
+    linear_parts,
+    linear_activation,
     rms_norm,
     add_rms_norm,
     qk_norm_rope,
@@ -56,6 +73,10 @@ TRITON = Ops(
 REFERENCE = Ops(
     "reference",
     embed_ref,
+    linear_ref,
+    qkv_linear_ref,
+    linear_parts_ref,
+    linear_activation_ref,
     rms_norm_ref,
     add_rms_norm_ref,
     qk_norm_rope_ref,

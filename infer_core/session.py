@@ -1,6 +1,7 @@
 """One context size of an engine: its cache, its device-side state, its captured decode graphs."""
 
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -8,7 +9,7 @@ from functools import cache
 import torch
 
 from infer_core.decode_chain import DecodeChain, supports
-from infer_core.decoder import Decoder
+from infer_core.decoder import Decoder, Piece
 from infer_core.kv_cache import KVCache
 from infer_core.sampling import Sampler, SamplingKind, kind_of
 from infer_core.sampling_params import SamplingParams
@@ -19,6 +20,7 @@ RUN_AHEAD = 8
 # Sizes of captured contexts and prompts are multiples of these, at least.
 CONTEXT_SLOTS = 64
 PREFILL_ROWS = 16
+HEADER = 4  # numbers that come before the prompt in a request's message to the device
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +71,17 @@ class Session:
         self._kind = kind_of(SamplingParams())
         self._prompt_len = 0
         self._num_written = 0  # positions, from 0 on, that the cache was given since prefill
-        # What a request brings, in one copy: where the last piece of its prompt starts, how many
-        # rows of that piece are not padding, and the prompt. Tokens stay there by position: a
-        # step reads one entry and writes the next.
-        self._inbox = torch.zeros(context + 3, dtype=torch.int64, device=device)
-        self._outbox = torch.zeros(context + 3, dtype=torch.int64, pin_memory=device.type == "cuda")
-        self._sequence = self._inbox[2:]
-        self._position = torch.zeros(1, dtype=torch.int32, device=device)
-        self._control = torch.zeros(2, dtype=torch.int32, device=device)
-        self._start, self._count = self._control.split(1)
+        # What a request brings, in one copy: the header, and the prompt. Tokens stay there by
+        # position: a step reads one entry and writes the next.
+        pinned = device.type == "cuda"
+        self._inbox = torch.zeros(HEADER + context + 1, dtype=torch.int64, device=device)
+        self._outbox = torch.zeros(HEADER + context + 1, dtype=torch.int64, pin_memory=pinned)
+        self._first_token = torch.zeros(1, dtype=torch.int64, pin_memory=pinned)
+        self._sequence = self._inbox[HEADER:]
+        # The header on the device: where the last piece of the prompt starts, how many of its
+        # rows are not padding, the last of those, and its position, which decode then counts up.
+        self._control = torch.zeros(HEADER, dtype=torch.int32, device=device)
+        self._start, self._count, self._last_row, self._position = self._control.split(1)
         # The fused decode step, on a GPU; without it (or without a cache) the decoder runs it.
         self._chain: DecodeChain | None = None
         if use_kv_cache and use_chain(spec, device):
@@ -125,7 +129,8 @@ class Session:
         for key, body in missing.items():
             self._sampler.begin(sampling, [0], max_new_tokens=1)
             # the first position that prefill is going to write anyhow
-            self._inbox[:2] = torch.tensor([keep, 1])
+            self._post(keep, [0] * (keep + 1))
+            self._inbox[:HEADER].copy_(self._outbox[:HEADER])
             self._position.fill_(keep)
             self._graphs[key] = self._capture(body), self.logits
         return bool(missing)
@@ -148,19 +153,26 @@ class Session:
         self._sampler.begin(sampling, prompt, max_new_tokens=max_new_tokens)
         piece = self._prefill_chunk if self._use_kv_cache else num_tokens
         last = keep + (num_tokens - keep - 1) // piece * piece
-        message = [last, num_tokens - last, *prompt]
-        self._outbox[: len(message)] = torch.tensor(message, dtype=torch.int64)
-        self._inbox[: len(message)].copy_(self._outbox[: len(message)], non_blocking=True)
+        self._post(last, prompt)
+        key = self._prompt_graph(num_tokens, keep)
+        if not key.is_fresh:
+            size = HEADER + num_tokens
+            self._inbox[:size].copy_(self._outbox[:size], non_blocking=True)
         for start in range(keep, last, piece):
             self._start.fill_(start)
             tokens = self._sequence[start : start + piece]
             self.decoder.forward(tokens, self.cache, self._start, is_prefill=True)
-        key = self._prompt_graph(num_tokens, keep)
         if key in self._graphs:
             self._replay(key)
         else:
             self._prefill_last(num_tokens - last, is_fresh=key.is_fresh)
         self._num_written = num_tokens
+
+    def read_first(self) -> int:
+        """Wait for the token that prefill picked and give it to the host."""
+        if self._device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        return int(self._first_token)
 
     def read(self, index: int) -> int:
         """Wait for the new token number `index` and give it to the host."""
@@ -274,17 +286,43 @@ class Session:
             self._position += 1
         else:
             length = int(self._position) + 1
-            self._inbox[:2] = torch.tensor([0, length])
-            self._prefill_last(length, is_fresh=True)
+            self._inbox[:HEADER] = torch.tensor([0, length, length - 1, length - 1])
+            self._prefill_last(length, is_fresh=True, from_host=False)
 
-    def _prefill_last(self, num_rows: int, *, is_fresh: bool) -> None:
+    def _post(self, start: int, prompt: Sequence[int]) -> None:
+        """Write a request into the outbox: its header and its prompt."""
+        end = len(prompt)
+        message = array("q", (start, end - start, end - 1 - start, end - 1))
+        message.extend(prompt)
+        self._outbox[: len(message)] = torch.frombuffer(message, dtype=torch.int64)
+
+    def _prefill_last(self, num_rows: int, *, is_fresh: bool, from_host: bool = True) -> None:
         """Run the last piece of a prompt at `num_rows` rows, padding included, and pick.
 
-        Capturable: where the piece starts and how many of its rows count is on the device.
+        Capturable: where the piece starts and how many of its rows count is on the device. With
+        `from_host` a fresh prompt is still in the outbox: its copy is captured with the rest.
         """
-        self._control.copy_(self._inbox[:2])
-        rows = self._start + torch.arange(num_rows, device=self._device)
-        tokens = self._sequence[rows.clamp(max=len(self._sequence) - 1)]
+        context = len(self._sequence)
+        if is_fresh and from_host:
+            size = HEADER + min(num_rows, context)
+            self._inbox[:size].copy_(self._outbox[:size], non_blocking=True)
+        self._control.copy_(self._inbox[:HEADER])
+        if is_fresh and num_rows <= context:
+            tokens = self._sequence[:num_rows]
+        else:
+            rows = self._start + torch.arange(num_rows, device=self._device)
+            tokens = self._sequence[rows.clamp(max=context - 1)]
+        if self._chain is not None:
+            piece = Piece(self.cache, self._start, self._count, True, is_fresh)
+            normed = self.decoder.hidden(tokens, piece).index_select(0, self._last_row)
+            greedy = self._kind.greedy and not self._kind.penalty
+            self._chain.pick_from(normed[0], greedy=greedy)
+            self.logits = self._chain.logits[None]
+            if not greedy:
+                self._chain.token.copy_(self._sampler.pick(self._chain.logits))
+                self._chain.advance()
+            self._first_token.copy_(self._chain.token, non_blocking=True)
+            return
         self.logits = self.decoder.forward(
             tokens,
             self.cache,
@@ -294,14 +332,9 @@ class Session:
             is_fresh=is_fresh,
         )
         token = self._sampler.pick(self.logits[0])
-        end = self._start + self._count
-        if self._chain is not None:
-            self._chain.token.copy_(token)
-            self._position.copy_(end - 1)
-            self._chain.advance()
-        else:
-            self._sequence.index_copy_(0, end.long(), token)
-            self._position.copy_(end)
+        self._position += 1
+        self._sequence.index_copy_(0, self._position.long(), token)
+        self._first_token.copy_(token, non_blocking=True)
 
     def _prompt_graph(self, num_tokens: int, keep: int) -> GraphKey:
         """Name the graph that runs the last piece of a prompt, the first `keep` tokens cached."""

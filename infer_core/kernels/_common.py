@@ -1,12 +1,31 @@
 """What several kernel files share: argument checks, in words, and two device functions."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@cache
+def has_pdl(device: torch.device) -> bool:
+    """Whether the device can start a kernel before its predecessor ends (capability >= 9.0).
+
+    A kernel launched so must call `gdc_wait` before it reads what other kernels write, all of them
+    in a row: its predecessor has then ended, and with it every kernel before that one.
+    """
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@cache
+def num_multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; 4 programs stand in for them in Triton's interpreter."""
+    if device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def at_least_fp32(x: torch.Tensor) -> torch.Tensor:

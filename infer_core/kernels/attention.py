@@ -15,8 +15,9 @@ Bound   compute: 4 * num_heads * head_dim FLOPs a pair of tokens that see each o
 Source  online softmax, arXiv:2205.14135; soft cap, arXiv:2408.00118.
 
 One program takes one kv head and BLOCK_M rows, a row being (token, query head of the group): the
-group shares each K and V tile. Tiles outside the window are never visited. The grid follows from
-num_tokens alone, the length of the past is read on the device.
+group shares each K and V tile. Tiles outside the window are never visited, and masks are computed
+only in those at its two ends. The grid follows from num_tokens alone, the length of the past is
+read on the device.
 """
 
 import math
@@ -24,12 +25,15 @@ import math
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from infer_core.kernels._common import (
     at_least_fp32,
     check_cache,
     check_heads,
     check_position,
+    has_pdl,
+    num_multiprocessors,
     tanh,
 )
 
@@ -46,8 +50,9 @@ def prefill_attention_ref(
     softmax_scale: float,
     window: int | None = None,
     logit_softcap: float | None = None,
+    is_fresh: bool = False,
 ) -> torch.Tensor:
-    """Define the kernel in plain torch, with every score in memory."""
+    """Define the kernel in plain torch, with every score in memory. `is_fresh` changes nothing."""
     num_tokens, capacity = qkv.shape[0], k_cache.shape[1]
     heads = at_least_fp32(qkv).unflatten(1, (-1, head_dim)).transpose(0, 1)
     q, k, v = heads.split([num_heads, num_kv_heads, num_kv_heads])
@@ -81,17 +86,119 @@ def softmax_scores(products, score_scale, softcap_scale, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def softmax_update(scores, visible, v, maximum, total, acc):
-    """Take one tile into the running (maximum, total, weighted sum of v) of each row."""
-    scores = tl.where(visible, scores, float("-inf"))
+def softmax_update(scores, visible, v, maximum, total, acc, MASKED: tl.constexpr = True):
+    """Take one tile into the running (maximum, total, weighted sum of v) of each row.
+
+    Not MASKED: the caller promises that every row sees every key, and `visible` is not read.
+    """
+    if MASKED:
+        scores = tl.where(visible, scores, float("-inf"))
     new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
-    # a row that saw nothing yet has maximum -inf, and -inf - -inf is NaN
-    shift = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+    shift = new_maximum
+    if MASKED:
+        # a row that saw nothing yet has maximum -inf, and -inf - -inf is NaN
+        shift = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
     weights = tl.exp2(scores - shift[:, None])
     keep = tl.exp2(maximum - shift)
     total = total * keep + tl.sum(weights, axis=1)
     acc = tl.dot(weights.to(v.dtype), v, acc=acc * keep[:, None], input_precision="ieee")
     return new_maximum, total, acc
+
+
+@triton.jit
+def _own_tiles(
+    q,
+    k_row,
+    v_row,
+    stride_qkv_row,
+    first,
+    stop,
+    end_token,
+    tokens,
+    score_scale,
+    softcap_scale,
+    window,
+    maximum,
+    total,
+    acc,
+    HEAD_DIM: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Attend to the chunk's own keys [first, stop); not MASKED where every row sees them all."""
+    dims = tl.arange(0, BLOCK_DIM)
+    is_dim = dims < HEAD_DIM
+    for tile in range(first, stop, BLOCK_N):
+        keys = tile + tl.arange(0, BLOCK_N)
+        offsets = keys.to(tl.int64) * stride_qkv_row
+        k_ptrs = k_row + offsets[None, :] + dims[:, None]
+        v_ptrs = v_row + offsets[:, None] + dims[None, :]
+        if MASKED:
+            in_chunk = keys < end_token
+            k = tl.load(k_ptrs, mask=in_chunk[None, :] & is_dim[:, None], other=0.0)
+            v = tl.load(v_ptrs, mask=in_chunk[:, None] & is_dim[None, :], other=0.0)
+            visible = in_chunk[None, :] & (keys[None, :] <= tokens[:, None])
+            if WINDOW:
+                visible = visible & (keys[None, :] > tokens[:, None] - window)
+        else:
+            k = tl.load(k_ptrs, mask=is_dim[:, None], other=0.0)
+            v = tl.load(v_ptrs, mask=is_dim[None, :], other=0.0)
+            visible = is_dim[None, :]
+        products = tl.dot(q, k, input_precision="ieee")
+        scores = softmax_scores(products, score_scale, softcap_scale, SOFTCAP)
+        maximum, total, acc = softmax_update(scores, visible, v, maximum, total, acc, MASKED)
+    return maximum, total, acc
+
+
+@triton.jit
+def _past_tiles(
+    q,
+    k_cache_ptr,
+    v_cache_ptr,
+    first,
+    stop,
+    start,
+    tokens,
+    capacity,
+    score_scale,
+    softcap_scale,
+    window,
+    maximum,
+    total,
+    acc,
+    HEAD_DIM: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Attend to past positions [first, stop), in slot p % capacity; MASKED as in `_own_tiles`."""
+    dims = tl.arange(0, BLOCK_DIM)
+    is_dim = dims < HEAD_DIM
+    for tile in range(first, stop, BLOCK_N):
+        positions = tile + tl.arange(0, BLOCK_N)
+        offsets = (positions % capacity).to(tl.int64) * HEAD_DIM
+        k_ptrs = k_cache_ptr + offsets[None, :] + dims[:, None]
+        v_ptrs = v_cache_ptr + offsets[:, None] + dims[None, :]
+        if MASKED:
+            in_past = positions < start
+            k = tl.load(k_ptrs, mask=in_past[None, :] & is_dim[:, None], other=0.0)
+            v = tl.load(v_ptrs, mask=in_past[:, None] & is_dim[None, :], other=0.0)
+            visible = in_past[None, :]
+            if WINDOW:
+                visible = visible & (positions[None, :] > start + tokens[:, None] - window)
+        else:
+            k = tl.load(k_ptrs, mask=is_dim[:, None], other=0.0)
+            v = tl.load(v_ptrs, mask=is_dim[None, :], other=0.0)
+            visible = is_dim[None, :]
+        products = tl.dot(q, k, input_precision="ieee")
+        scores = softmax_scores(products, score_scale, softcap_scale, SOFTCAP)
+        maximum, total, acc = softmax_update(scores, visible, v, maximum, total, acc, MASKED)
+    return maximum, total, acc
 
 
 # The number of tokens changes with every prompt: specialising on it would recompile in a request.
@@ -114,15 +221,21 @@ def _prefill_attention_kernel(
     HEAD_DIM: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    HAS_PAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     kv_head = tl.program_id(1).to(tl.int64)
-    start = tl.load(start_ptr)
+    # the last tokens see the most keys: the longest programs first, or they end alone
+    block = tl.num_programs(0) - 1 - tl.program_id(0)
 
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
     tokens = rows // GROUP
     dims = tl.arange(0, BLOCK_DIM)
     is_dim = dims < HEAD_DIM
@@ -135,47 +248,62 @@ def _prefill_attention_kernel(
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_DIM], tl.float32)
+    first_token = block * BLOCK_M // GROUP
+    end_token = tl.minimum((block * BLOCK_M + BLOCK_M - 1) // GROUP + 1, num_tokens)
 
-    first_token = tl.program_id(0) * BLOCK_M // GROUP
-    end_token = tl.minimum((tl.program_id(0) * BLOCK_M + BLOCK_M - 1) // GROUP + 1, num_tokens)
-    first_past = 0
-    first_own = 0
-    if WINDOW:
-        first_past = tl.maximum(start + first_token - window + 1, 0)
-        first_own = tl.maximum(first_token - window + 1, 0)
-
-    cache_offset = kv_head * capacity * HEAD_DIM
-    for tile in range(first_past, start, BLOCK_N):
-        positions = tile + tl.arange(0, BLOCK_N)
-        in_past = positions < start
-        offsets = cache_offset + (positions % capacity).to(tl.int64) * HEAD_DIM
-        k_ptrs = k_cache_ptr + offsets[None, :] + dims[:, None]
-        v_ptrs = v_cache_ptr + offsets[:, None] + dims[None, :]
-        k = tl.load(k_ptrs, mask=in_past[None, :] & is_dim[:, None], other=0.0)
-        v = tl.load(v_ptrs, mask=in_past[:, None] & is_dim[None, :], other=0.0)
-        visible = in_past[None, :]
+    if HAS_PAST:
+        start = tl.load(start_ptr)
+        first_past = 0
+        first_full = 0  # from here on, up to stop_full, every row sees every key of a tile
         if WINDOW:
-            visible = visible & (positions[None, :] > start + tokens[:, None] - window)
-        products = tl.dot(q, k, input_precision="ieee")
-        scores = softmax_scores(products, score_scale, softcap_scale, SOFTCAP)
-        maximum, total, acc = softmax_update(scores, visible, v, maximum, total, acc)
+            first_past = tl.maximum(start + first_token - window + 1, 0) // BLOCK_N * BLOCK_N
+            # the last row's window begins here
+            oldest = tl.maximum(start + end_token - window, 0)
+            first_full = tl.minimum(tl.cdiv(oldest, BLOCK_N) * BLOCK_N, start)
+        stop_full = tl.maximum(start // BLOCK_N * BLOCK_N, first_full)
+        cache_offset = kv_head * capacity * HEAD_DIM
+        k_past = k_cache_ptr + cache_offset
+        v_past = v_cache_ptr + cache_offset
+        if WINDOW:
+            maximum, total, acc = _past_tiles(
+                q, k_past, v_past, first_past, first_full, start, tokens, capacity,
+                score_scale, softcap_scale, window, maximum, total, acc,
+                HEAD_DIM, WINDOW, SOFTCAP, BLOCK_N, BLOCK_DIM, True,
+            )  # fmt: skip
+        maximum, total, acc = _past_tiles(
+            q, k_past, v_past, first_full, stop_full, start, tokens, capacity,
+            score_scale, softcap_scale, window, maximum, total, acc,
+            HEAD_DIM, WINDOW, SOFTCAP, BLOCK_N, BLOCK_DIM, False,
+        )  # fmt: skip
+        maximum, total, acc = _past_tiles(
+            q, k_past, v_past, stop_full, start, start, tokens, capacity,
+            score_scale, softcap_scale, window, maximum, total, acc,
+            HEAD_DIM, WINDOW, SOFTCAP, BLOCK_N, BLOCK_DIM, True,
+        )  # fmt: skip
 
     k_row = qkv_ptr + (NUM_HEADS + kv_head) * HEAD_DIM
     v_row = k_row + NUM_KV_HEADS * HEAD_DIM
-    for tile in range(first_own, end_token, BLOCK_N):
-        keys = tile + tl.arange(0, BLOCK_N)
-        in_chunk = keys < end_token
-        offsets = keys.to(tl.int64) * stride_qkv_row
-        k_ptrs = k_row + offsets[None, :] + dims[:, None]
-        v_ptrs = v_row + offsets[:, None] + dims[None, :]
-        k = tl.load(k_ptrs, mask=in_chunk[None, :] & is_dim[:, None], other=0.0)
-        v = tl.load(v_ptrs, mask=in_chunk[:, None] & is_dim[None, :], other=0.0)
-        visible = in_chunk[None, :] & (keys[None, :] <= tokens[:, None])
-        if WINDOW:
-            visible = visible & (keys[None, :] > tokens[:, None] - window)
-        products = tl.dot(q, k, input_precision="ieee")
-        scores = softmax_scores(products, score_scale, softcap_scale, SOFTCAP)
-        maximum, total, acc = softmax_update(scores, visible, v, maximum, total, acc)
+    first_full = 0
+    if WINDOW:
+        first_own = tl.maximum(first_token - window + 1, 0) // BLOCK_N * BLOCK_N
+        oldest = tl.maximum(end_token - window, 0)
+        first_full = tl.minimum(tl.cdiv(oldest, BLOCK_N) * BLOCK_N, end_token)
+        maximum, total, acc = _own_tiles(
+            q, k_row, v_row, stride_qkv_row, first_own, first_full, end_token, tokens,
+            score_scale, softcap_scale, window, maximum, total, acc,
+            HEAD_DIM, WINDOW, SOFTCAP, BLOCK_N, BLOCK_DIM, True,
+        )  # fmt: skip
+    stop_full = tl.maximum((first_token + 1) // BLOCK_N * BLOCK_N, first_full)
+    maximum, total, acc = _own_tiles(
+        q, k_row, v_row, stride_qkv_row, first_full, stop_full, end_token, tokens,
+        score_scale, softcap_scale, window, maximum, total, acc,
+        HEAD_DIM, WINDOW, SOFTCAP, BLOCK_N, BLOCK_DIM, False,
+    )  # fmt: skip
+    maximum, total, acc = _own_tiles(
+        q, k_row, v_row, stride_qkv_row, stop_full, end_token, end_token, tokens,
+        score_scale, softcap_scale, window, maximum, total, acc,
+        HEAD_DIM, WINDOW, SOFTCAP, BLOCK_N, BLOCK_DIM, True,
+    )  # fmt: skip
 
     y = acc / total[:, None]  # a stored row has total > 0: it sees itself
     tl.store(y_ptr + wide_tokens * stride_y_row + q_cols, y.to(q.dtype), mask=q_mask)
@@ -193,10 +321,12 @@ def prefill_attention(
     softmax_scale: float,
     window: int | None = None,
     logit_softcap: float | None = None,
+    is_fresh: bool = False,
 ) -> torch.Tensor:
     """Launch the kernel; same contract as `prefill_attention_ref`.
 
     The cache must hold every past position a token sees: capacity >= min(window, context).
+    `is_fresh` promises that `start` is 0: then nothing of the cache is read.
 
     Raises:
         ValueError: a shape, stride or dtype is not as the file's docstring says.
@@ -211,8 +341,11 @@ def prefill_attention(
         raise ValueError(f"{name}: window is {window}; a token sees at least itself")
     num_tokens = qkv.shape[0]
     y = torch.empty((num_tokens, num_heads * head_dim), dtype=qkv.dtype, device=qkv.device)
-    block_m, block_n, num_warps, num_stages = tile_sizes(head_dim, qkv.dtype)
     num_rows = num_tokens * (num_heads // num_kv_heads)
+    block_m, block_n, num_warps, num_stages = tile_sizes(
+        num_rows, num_kv_heads, head_dim, qkv.dtype, num_multiprocessors(qkv.device)
+    )
+    pdl = has_pdl(qkv.device)
     _prefill_attention_kernel[(triton.cdiv(num_rows, block_m), num_kv_heads)](
         qkv,
         k_cache,
@@ -230,11 +363,14 @@ def prefill_attention(
         HEAD_DIM=head_dim,
         WINDOW=window is not None,
         SOFTCAP=logit_softcap is not None,
+        HAS_PAST=not is_fresh,
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_DIM=max(16, triton.next_power_of_2(head_dim)),
+        PDL=pdl,
         num_warps=num_warps,
         num_stages=num_stages,
+        launch_pdl=pdl,
     )
     return y
 
@@ -250,10 +386,20 @@ def score_scales(softmax_scale: float, logit_softcap: float | None) -> tuple[flo
     return softmax_scale / logit_softcap, logit_softcap * math.log2(math.e)
 
 
-def tile_sizes(head_dim: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
-    """(BLOCK_M, BLOCK_N, num_warps, num_stages): what fits the registers; not tuned on a device."""
+def tile_sizes(
+    num_rows: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, num_sms: int
+) -> tuple[int, int, int, int]:
+    """(BLOCK_M, BLOCK_N, num_warps, num_stages) for `num_rows` rows of each kv head.
+
+    Tried on an H100, 64 to 2,048 tokens, head_dim 64, 128 and 256, 20 to 36 tiles each: 64 rows a
+    program, or fewer where most multiprocessors would have none.
+    """
     if dtype == torch.float32:  # no tensor cores: for checking results, not for speed
         return (16, 16, 4, 1) if head_dim > 64 else (32, 32, 4, 1)
-    if head_dim > 128:
-        return 64, 64, 8, 2
-    return 64, 64, 4, 3
+    if head_dim > 128:  # 32 rows would spill registers
+        blocks = num_kv_heads * triton.cdiv(num_rows, 64)
+        return (64, 32, 4, 3) if 3 * blocks >= num_sms else (16, 64, 4, 2)
+    block_m = 64
+    while block_m > 16 and 2 * num_kv_heads * triton.cdiv(num_rows, block_m) < num_sms:
+        block_m //= 2
+    return block_m, 64, 4, 3 if block_m == 64 else 2

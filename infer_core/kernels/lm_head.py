@@ -2,6 +2,7 @@
 
     residual = x, or x + norm(delta, post_weight) with sandwich norms
     logits   = norm(residual, norm_weight) @ weight.T, then cap * tanh(logits / cap) if capped
+    without a norm, x @ weight.T: the last row of a prefill comes normalised
 
 Every program also leaves the largest of its logits and the smallest row that has it;
 `pick_embed` finishes the argmax over these candidates.
@@ -33,16 +34,21 @@ from infer_core.kernels.norm_linear import norm_linear_ref
 
 def lm_head_ref(
     x: torch.Tensor,
-    norm_weight: torch.Tensor,
+    norm_weight: torch.Tensor | None,
     weight: torch.Tensor,
-    norm: Norm,
+    norm: Norm | None,
     *,
     delta: torch.Tensor | None = None,
     post_weight: torch.Tensor | None = None,
     softcap: float | None = None,
 ) -> torch.Tensor:
     """Define the logits in plain torch; the candidates are those of `logits.argmax()`."""
-    logits, _ = norm_linear_ref(x, norm_weight, weight, norm, delta=delta, post_weight=post_weight)
+    if norm_weight is None or norm is None:
+        logits = torch.nn.functional.linear(x, weight)
+    else:
+        logits, _ = norm_linear_ref(
+            x, norm_weight, weight, norm, delta=delta, post_weight=post_weight
+        )
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
@@ -62,6 +68,7 @@ def _lm_head_kernel(
     MAIN: tl.constexpr,
     REST: tl.constexpr,
     ROWS: tl.constexpr,
+    NORM: tl.constexpr,
     EPS: tl.constexpr,
     WEIGHT_OFFSET: tl.constexpr,
     WEIGHT_IN_FP32: tl.constexpr,
@@ -73,7 +80,9 @@ def _lm_head_kernel(
         gdc_launch_dependents()
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     main, rest = load_rows(weight_ptr, rows, num_rows, WIDTH, MAIN, REST)
-    weight_main, weight_rest = load_vector(norm_weight_ptr, WIDTH, MAIN, REST)
+    weight_main, weight_rest = main, rest
+    if NORM:
+        weight_main, weight_rest = load_vector(norm_weight_ptr, WIDTH, MAIN, REST)
     post_main, post_rest = weight_main, weight_rest
     if ADD_NORMED:
         post_main, post_rest = load_vector(post_weight_ptr, WIDTH, MAIN, REST)
@@ -83,10 +92,15 @@ def _lm_head_kernel(
 
     if PDL:
         gdc_wait()  # above: only what no kernel of the chain writes
-    x_main, x_rest = norm_input(
-        x_ptr, delta_ptr, x_out_ptr, weight_main, weight_rest, post_main, post_rest,
-        post_all, WIDTH, MAIN, REST, EPS, WEIGHT_OFFSET, WEIGHT_IN_FP32, ADD_NORMED,
-    )  # fmt: skip
+    if NORM:
+        x_main, x_rest = norm_input(
+            x_ptr, delta_ptr, x_out_ptr, weight_main, weight_rest, post_main, post_rest,
+            post_all, WIDTH, MAIN, REST, EPS, WEIGHT_OFFSET, WEIGHT_IN_FP32, ADD_NORMED,
+        )  # fmt: skip
+    else:
+        x_main, x_rest = load_vector(x_ptr, WIDTH, MAIN, REST)
+        x_main = x_main.to(tl.float32)
+        x_rest = x_rest.to(tl.float32)
 
     best_value = tl.full((ROWS,), float("-inf"), tl.float32)
     best_index = tl.full((ROWS,), 2147483647, tl.int32)
@@ -115,12 +129,12 @@ def _lm_head_kernel(
 
 def lm_head(
     x: torch.Tensor,
-    norm_weight: torch.Tensor,
+    norm_weight: torch.Tensor | None,
     weight: torch.Tensor,
     logits: torch.Tensor,
     best_value: torch.Tensor,
     best_index: torch.Tensor,
-    norm: Norm,
+    norm: Norm | None,
     *,
     tile: Tile,
     delta: torch.Tensor | None = None,
@@ -130,6 +144,8 @@ def lm_head(
     pdl: bool = False,
 ) -> None:
     """Launch one program per candidate slot, into `logits`, `best_value` and `best_index`.
+
+    Without `norm_weight` and `norm`, `x` is normalised already.
 
     Raises:
         ValueError: a shape, dtype or stride differs from the docstring of this file.
@@ -141,6 +157,8 @@ def lm_head(
     programs = best_value.shape[0]
     check_vectors("lm_head", torch.float32, programs, best_value=best_value)
     check_vectors("lm_head", torch.int32, programs, best_index=best_index)
+    if (norm is None) != (norm_weight is None) or (norm is None and delta is not None):
+        raise ValueError("lm_head: norm and norm_weight go together, and delta needs both")
     if (delta is None) != (post_weight is None) or (delta is None) != (x_out is None):
         raise ValueError("lm_head: delta, post_weight and x_out go together; pass all or none")
     if weight.dtype != x.dtype or not weight.is_contiguous():
@@ -150,8 +168,8 @@ def lm_head(
         x,
         x if delta is None else delta,
         x if x_out is None else x_out,
-        norm_weight if post_weight is None else post_weight,
-        norm_weight,
+        x if post_weight is None else post_weight,
+        x if norm_weight is None else norm_weight,
         weight,
         logits,
         best_value,
@@ -161,9 +179,10 @@ def lm_head(
         MAIN=main,
         REST=rest,
         ROWS=tile.rows,
-        EPS=norm.eps,
-        WEIGHT_OFFSET=norm.weight_offset,
-        WEIGHT_IN_FP32=norm.weight_in_fp32,
+        NORM=norm is not None,
+        EPS=norm.eps if norm is not None else 0.0,
+        WEIGHT_OFFSET=norm.weight_offset if norm is not None else 0.0,
+        WEIGHT_IN_FP32=norm is not None and norm.weight_in_fp32,
         ADD_NORMED=delta is not None,
         SOFTCAP=softcap,
         PDL=pdl,

@@ -21,6 +21,7 @@ leave the caches out and call `write_kv` afterwards.
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from infer_core.kernels._common import (
     at_least_fp32,
@@ -28,6 +29,7 @@ from infer_core.kernels._common import (
     check_heads,
     check_position,
     check_tensor,
+    has_pdl,
     scale_by_norm_weight,
 )
 from infer_core.kernels.rms_norm import rms_norm_ref
@@ -117,7 +119,11 @@ def _qk_norm_rope_kernel(
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     dtype: tl.constexpr = qkv_ptr.dtype.element_ty
     token = tl.program_id(0).to(tl.int64)
     position = tl.load(start_ptr) + token
@@ -219,33 +225,26 @@ def qk_norm_rope(
         ValueError: a shape, stride or dtype is not as the file's docstring says, or only one of
             the two weights, or of the two caches, is given.
     """
-    name = "qk_norm_rope"
-    check_heads(name, qkv, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
-    check_position(name, "start", start)
-    if count is not None:
-        check_position(name, "count", count)
-    if cos.ndim != 2 or not 0 < 2 * cos.shape[1] <= head_dim:
-        raise ValueError(
-            f"{name}: cos must be [context, half] with 2 * half in 2..{head_dim} (head_dim); "
-            f"got shape {tuple(cos.shape)}"
-        )
-    check_tensor(name, "cos", cos, cos.shape, torch.float32)
-    check_tensor(name, "sin", sin, cos.shape, torch.float32)
-    if (q_weight is None) != (k_weight is None):
-        raise ValueError(f"{name}: give both q_weight and k_weight, or neither")
-    if q_weight is not None and k_weight is not None:
-        check_tensor(name, "q_weight", q_weight, (head_dim,), qkv.dtype)
-        check_tensor(name, "k_weight", k_weight, (head_dim,), qkv.dtype)
-    if (k_cache is None) != (v_cache is None):
-        raise ValueError(f"{name}: give both k_cache and v_cache, or neither")
-    capacity = 0
-    if k_cache is not None and v_cache is not None:
-        capacity = check_cache(
-            name, k_cache, v_cache, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype=qkv.dtype
-        )
+    capacity = check_qk_norm_rope(
+        "qk_norm_rope",
+        qkv,
+        cos,
+        sin,
+        start,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        q_weight=q_weight,
+        k_weight=k_weight,
+        k_cache=k_cache,
+        v_cache=v_cache,
+        count=count,
+    )
     half = cos.shape[1]
+    pdl = has_pdl(qkv.device)
     block_dim = triton.next_power_of_2(head_dim)
-    block_heads = max(1, 512 // block_dim)
+    total_heads = triton.next_power_of_2(num_heads + num_kv_heads)
+    block_heads = max(1, min(total_heads, 2048 // block_dim))
     _qk_norm_rope_kernel[(qkv.shape[0], triton.cdiv(num_heads + num_kv_heads, block_heads))](
         qkv,
         cos,
@@ -273,5 +272,50 @@ def qk_norm_rope(
         BLOCK_HALF=triton.next_power_of_2(half),
         BLOCK_REST=triton.next_power_of_2(max(1, head_dim - 2 * half)),
         BLOCK_DIM=block_dim,
-        num_warps=2,
+        PDL=pdl,
+        num_warps=4,
+        launch_pdl=pdl,
     )
+
+
+def check_qk_norm_rope(
+    name: str,
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    start: torch.Tensor,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    k_cache: torch.Tensor | None,
+    v_cache: torch.Tensor | None,
+    count: torch.Tensor | None,
+) -> int:
+    """Check the operands of kernel `name`; return the caches' capacity, 0 without caches."""
+    check_heads(name, qkv, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
+    check_position(name, "start", start)
+    if count is not None:
+        check_position(name, "count", count)
+    if cos.ndim != 2 or not 0 < 2 * cos.shape[1] <= head_dim:
+        raise ValueError(
+            f"{name}: cos must be [context, half] with 2 * half in 2..{head_dim} (head_dim); "
+            f"got shape {tuple(cos.shape)}"
+        )
+    check_tensor(name, "cos", cos, cos.shape, torch.float32)
+    check_tensor(name, "sin", sin, cos.shape, torch.float32)
+    if (q_weight is None) != (k_weight is None):
+        raise ValueError(f"{name}: give both q_weight and k_weight, or neither")
+    if q_weight is not None and k_weight is not None:
+        check_tensor(name, "q_weight", q_weight, (head_dim,), qkv.dtype)
+        check_tensor(name, "k_weight", k_weight, (head_dim,), qkv.dtype)
+    if (k_cache is None) != (v_cache is None):
+        raise ValueError(f"{name}: give both k_cache and v_cache, or neither")
+    capacity = 0
+    if k_cache is not None and v_cache is not None:
+        capacity = check_cache(
+            name, k_cache, v_cache, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype=qkv.dtype
+        )
+    return capacity

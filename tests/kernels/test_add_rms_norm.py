@@ -46,6 +46,23 @@ def test_both_results_are_as_accurate_as_eager_torch(
     assert torch.equal(residual, before[1])
 
 
+@pytest.mark.parametrize("parts_in_fp32", [True, False], ids=["fp32", "own-dtype"])
+@pytest.mark.parametrize("num_parts", [1, 3])
+def test_parts_are_summed_and_rounded_once(num_parts, parts_in_fp32, dtype, device):
+    parts = torch.randn(num_parts, 4, 96, device=device)
+    parts = parts if parts_in_fp32 else parts.to(dtype)
+    residual, weight = torch.randn(4, 96, device=device).to(dtype), torch.ones(96, device=device)
+    total = parts.float()[0]
+    for part in parts.float()[1:]:
+        total = total + part
+    total = total.to(dtype)
+
+    results = add_rms_norm(parts, residual, weight.to(dtype), 1e-6)
+
+    expected = add_rms_norm(total, residual, weight.to(dtype), 1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
 def test_the_residual_is_rounded_before_it_is_normalised(device):
     # 2048 + 1 is 2048 in fp16, so all elements are equal and the norm leaves the weight; from
     # 2049 the first would be 1.0004 times the weight, which rounds to the next number
@@ -82,6 +99,10 @@ def test_strided_inputs_give_the_same_as_contiguous_ones(device):
         pytest.param(
             {"residual": torch.zeros(2, 9)}, r"residual must be \[num_rows, 8\]", id="width"
         ),
+        pytest.param(
+            {"x": torch.zeros(3, 2, 9)}, r"parts must be contiguous", id="width-of-parts"
+        ),
+        pytest.param({"x": torch.zeros(3, 2, 8).half()}, "parts are", id="dtype-of-parts"),
         pytest.param({"weight": torch.zeros(9)}, r"weight has shape \(9,\)", id="weight"),
         pytest.param(
             {"post_weight": torch.zeros(9)}, r"post_weight has shape \(9,\)", id="post-weight"

@@ -9,7 +9,7 @@ from infer_core.kernels.write_kv import write_kv
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Tiles of 16, so that a few tokens take several of them and some lie outside the window."""
-    monkeypatch.setattr(attention, "tile_sizes", lambda head_dim, dtype: (16, 16, 4, 1))
+    monkeypatch.setattr(attention, "tile_sizes", lambda *sizes: (16, 16, 4, 1))
 
 
 def at(value, device):
@@ -52,6 +52,9 @@ CASES = [
     pytest.param(20, 0, 2, 1, 32, 20, 32, None, id="window-equal-to-prompt"),
     pytest.param(20, 0, 2, 1, 32, 30, 32, None, id="window-larger-than-prompt"),
     pytest.param(20, 5, 2, 1, 32, 1, 32, None, id="window-of-one-sees-itself"),
+    pytest.param(70, 0, 2, 1, 32, 45, 80, None, id="window-with-whole-tiles-inside"),
+    pytest.param(20, 75, 2, 1, 32, 60, 60, None, id="ring-with-whole-tiles-inside"),
+    pytest.param(20, 50, 2, 1, 32, None, 80, 5.0, id="past-with-whole-tiles-soft-cap"),
     pytest.param(18, 21, 4, 1, 32, 8, 8, None, id="ring-wrapped"),
     pytest.param(18, 5, 4, 1, 32, 8, 8, None, id="ring-not-full-yet"),
     pytest.param(9, 37, 4, 1, 32, 20, 20, 5.0, id="ring-wrapped-chunk-inside-window-soft-cap"),
@@ -156,6 +159,19 @@ def test_prefill_in_pieces_equals_prefill_at_once(piece, window, device):
         write_kv(chunk, at(start, device), *caches, **HEADS)
 
     assert (torch.cat(pieces) - at_once).abs().max() <= fp32_bound(at_once)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_a_fresh_prompt_reads_nothing_of_the_cache(device):
+    tokens = random_chunk(20, HEADS, device)
+    empty = cache_holding(tokens[:0], 8, HEADS)
+    layout = {"softmax_scale": 32**-0.5, "window": 7}
+    expected = prefill_attention(tokens, *empty, at(0, device), **HEADS, **layout)
+
+    # a start that is not 0 shows that nobody looks at it
+    y = prefill_attention(tokens, *empty, at(5, device), **HEADS, **layout, is_fresh=True)
+
+    assert torch.equal(y, expected)
 
 
 @pytest.mark.usefixtures("small_tiles")
