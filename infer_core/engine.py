@@ -14,7 +14,7 @@ from infer_core.model_source import ResolvedModel, resolve_model
 from infer_core.ops import ops_for
 from infer_core.plugins import PluginRegistry, load_registry
 from infer_core.sampling_params import SamplingParams
-from infer_core.session import CONTEXT_SLOTS, RUN_AHEAD, Session, bucket
+from infer_core.session import RUN_AHEAD, GraphPool, Session, context_bucket
 from infer_core.specs import DType, ModelSpec
 from infer_core.weights import dummy_weights, load_checkpoint
 
@@ -73,6 +73,7 @@ class Engine:
         self._use_graph = cuda_graph and kv_cache and self.device.type == "cuda"
         self._prefill_chunk = prefill_chunk
         self._sessions: dict[int, Session] = {}
+        self._graph_pool = GraphPool()
         self._latest: Session | None = None  # holds the last request's keys and values
 
     @classmethod
@@ -296,7 +297,7 @@ class Engine:
         return session, keep
 
     def _session(self, tokens: int) -> Session:
-        context = min(bucket(tokens, smallest=CONTEXT_SLOTS), self.max_context)
+        context = context_bucket(tokens, self.max_context)
         if context not in self._sessions:
             self._sessions[context] = Session(
                 self.spec,
@@ -311,5 +312,6 @@ class Engine:
                 use_kv_cache=self._use_kv_cache,
                 use_graph=self._use_graph,
                 prefill_chunk=self._prefill_chunk,
+                graph_pool=self._graph_pool,
             )
         return self._sessions[context]

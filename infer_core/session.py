@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -33,6 +35,30 @@ class GraphKey:
     is_fresh: bool = False
 
 
+class GraphPool:
+    """The memory that graphs work in, one for all sessions of an engine.
+
+    They may share it because they never run at the same time, and what a graph leaves behind (the
+    logits) is read before the next one runs. What must live on between two replays of a graph is
+    kept outside, in static buffers, except those logits: whoever keeps the graph keeps them.
+    """
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+
+    @property
+    def handle(self) -> Any:
+        """What the next capture is told; torch refuses that of a pool whose last graph is gone."""
+        if self._handle is None or not self._graphs:
+            self._handle = torch.cuda.graph_pool_handle()
+        return self._handle
+
+    def add(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Remember that `graph` was captured with `handle`."""
+        self._graphs.add(graph)
+
+
 class Session:
     """The state of one context size: cache, device-side position and token, captured graphs.
 
@@ -49,6 +75,7 @@ class Session:
         use_kv_cache: bool,
         use_graph: bool,
         prefill_chunk: int,
+        graph_pool: GraphPool,
     ) -> None:
         embed = parameters["embed"]
         device, context = embed.device, decoder.context
@@ -65,7 +92,7 @@ class Session:
         self._prefill_chunk = prefill_chunk
         # with each the logits it leaves, which must live on or another graph would use their memory
         self._graphs: dict[GraphKey, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
-        self._pool = torch.cuda.graph_pool_handle() if use_graph else None
+        self._graph_pool = graph_pool
         self._kind = kind_of(SamplingParams())
         self._prompt_len = 0
         self._num_written = 0  # positions, from 0 on, that the cache was given since prefill
@@ -317,10 +344,9 @@ class Session:
             body()  # compiles every kernel: capture must not
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # One pool for all: they never run at the same time, and what a graph leaves behind
-        # (the logits) is read before the next one runs.
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+        with torch.cuda.graph(graph, pool=self._graph_pool.handle, stream=stream):
             body()
+        self._graph_pool.add(graph)
         return graph
 
 
@@ -333,6 +359,11 @@ def use_chain(spec: ModelSpec, device: torch.device) -> bool:
 def capture_stream() -> torch.cuda.Stream:
     """Give the stream that graphs are captured on."""
     return torch.cuda.Stream()
+
+
+def context_bucket(tokens: int, max_context: int) -> int:
+    """Round a request's tokens up to the context of the session that serves it."""
+    return min(bucket(tokens, smallest=CONTEXT_SLOTS), max_context)
 
 
 def bucket(num_tokens: int, *, smallest: int) -> int:
