@@ -56,11 +56,11 @@ GROUPS: dict[str, tuple[set[str], set[str]]] = {
         {"facts"},
     ),
     "engine": (
-        {"engine", "session"},
+        {"engine", "session", "memory", "memory_claim", "device"},
         {"facts", "contract", "loader", "kernels", "parts", "model"},
     ),
     "llm": (
-        {"llm", "completion", "text_stream", "conversation", "device", "memory"},
+        {"llm", "completion", "text_stream", "conversation"},
         {"facts", "contract", "loader", "kernels", "parts", "model", "engine", "text"},
     ),
     "faces": (
@@ -79,6 +79,7 @@ BENCH_MAY_IMPORT = {
     "infer_core.device",
     "infer_core.engine",
     "infer_core.hookspecs",
+    "infer_core.memory",
     "infer_core.model_source",
     "infer_core.parameters",
     "infer_core.plugin_status",
