@@ -136,8 +136,18 @@ class Session:
         wrapped = any(keys.shape[1] < self._num_written for keys in self.cache.keys)
         return common if not wrapped or common >= self._num_written - 1 else 0
 
-    def prepare(self, sampling: SamplingParams, prompt_len: int, *, keep: int = 0) -> bool:
-        """Capture the graphs this request needs; say whether any had to be captured."""
+    def prepare(
+        self,
+        sampling: SamplingParams,
+        prompt_len: int,
+        *,
+        keep: int = 0,
+        make_room: Callable[[], None] | None = None,
+    ) -> bool:
+        """Capture the graphs this request needs; say whether any had to be captured.
+
+        `make_room` is called before the first one.
+        """
         self._kind = kind_of(sampling)
         if not self._use_graph:
             return False
@@ -148,6 +158,8 @@ class Session:
         }
         missing = {key: body for key, body in wanted.items() if key not in self._graphs}
         if missing:
+            if make_room is not None:
+                make_room()
             self._num_written = 0  # unknown until prefill
         for key, body in missing.items():
             self._sampler.begin(sampling, [0], max_new_tokens=1)
