@@ -27,6 +27,13 @@ def pick_device(requested: str | None) -> str:
     return "cpu" if device.type == "cpu" else requested
 
 
+def find_gpu() -> torch.device | None:
+    """The GPU that torch uses now, if it sees one."""
+    if not torch.cuda.is_available():
+        return None
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Bytes a GPU can still give: what is free, and what torch holds and can use again.
 

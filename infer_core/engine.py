@@ -12,7 +12,7 @@ from infer_core.decode_chain import supports
 from infer_core.decoder import decoder_class
 from infer_core.errors import OutOfMemory, RequestError
 from infer_core.memory import format_bytes, memory_need
-from infer_core.memory_claim import MemoryClaim
+from infer_core.memory_claim import MemoryClaim, claim_of_model, or_in_bfloat16
 from infer_core.model_source import ResolvedModel, resolve_model
 from infer_core.ops import ops_for
 from infer_core.plugins import PluginRegistry, load_registry
@@ -111,7 +111,13 @@ class Engine:
             model = resolve_model(model, registry or load_registry(), device=device)
         default_dtype = "float32" if device == "cpu" else model.spec.shape.dtype
         torch_dtype = getattr(torch, dtype or default_dtype)
-        claim = _claim_of_weights(model.spec, dtype or default_dtype, torch.device(device))
+        claim = claim_of_model(
+            model.spec,
+            dtype or default_dtype,
+            torch.device(device),
+            context=1,  # the shortest request there is
+            prefill_chunk=PREFILL_CHUNK,
+        )
         claim.check()
         try:
             if weights == "dummy" or model.checkpoint is None:
@@ -409,7 +415,7 @@ class Engine:
             parts,
             self.device,
             mend="Ask for fewer tokens, load with a smaller context (--context, max_context)"
-            + _or_in_bfloat16(dtype),
+            + or_in_bfloat16(dtype),
         )
 
     def _explain(self, error: torch.OutOfMemoryError, tokens: int, prompt: int) -> OutOfMemory:
@@ -417,25 +423,6 @@ class Engine:
         self.release()
         claim = self._claim(context_bucket(tokens, self.max_context), prompt)
         return claim.explain(error)
-
-
-def _claim_of_weights(spec: ModelSpec, dtype: DType, device: torch.device) -> MemoryClaim:
-    """What loading takes, and the shortest request after it."""
-    need = memory_need(spec, context=1, dtype=dtype, prefill_chunk=PREFILL_CHUNK, device=device)
-    return MemoryClaim(
-        f"{spec.architecture} in {dtype}, with a context of {need.context} tokens,",
-        {
-            "weights": need.weight_bytes,
-            "KV cache": need.kv_cache_bytes,
-            "workspace": need.workspace_bytes,
-        },
-        device,
-        mend="Load a smaller model" + _or_in_bfloat16(dtype),
-    )
-
-
-def _or_in_bfloat16(dtype: DType) -> str:
-    return ", load in bfloat16" if dtype == "float32" else ""
 
 
 def _dtype_name(dtype: torch.dtype) -> DType:

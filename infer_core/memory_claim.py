@@ -8,7 +8,8 @@ import torch
 
 from infer_core.device import free_bytes
 from infer_core.errors import OutOfMemory
-from infer_core.memory import format_bytes
+from infer_core.memory import format_bytes, memory_need
+from infer_core.specs import DType, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +54,28 @@ class MemoryClaim:
             f"{format_bytes(free_bytes(self.device) or 0)} are free on {self.device}. {self.mend}, "
             "or close other processes on the GPU (nvidia-smi lists them)"
         )
+
+
+def claim_of_model(
+    spec: ModelSpec, dtype: DType, device: torch.device, *, context: int, prefill_chunk: int
+) -> MemoryClaim:
+    """What a model takes that is still to be loaded, with one context."""
+    need = memory_need(
+        spec, context=context, dtype=dtype, prefill_chunk=prefill_chunk, device=device
+    )
+    parts = {
+        "weights": need.weight_bytes,
+        "KV cache": need.kv_cache_bytes,
+        "workspace": need.workspace_bytes,
+    }
+    return MemoryClaim(
+        f"{spec.architecture} in {dtype}, with a context of {need.context} tokens,",
+        parts,
+        device,
+        mend="Load a smaller model" + or_in_bfloat16(dtype),
+    )
+
+
+def or_in_bfloat16(dtype: DType) -> str:
+    """Advice where a smaller number format helps."""
+    return ", load in bfloat16" if dtype == "float32" else ""

@@ -47,7 +47,7 @@ GROUPS: dict[str, tuple[set[str], set[str]]] = {
         {"facts", "contract", "kernels"},
     ),
     "model": (
-        {"decoder", "decode_chain", "chain_tiles", "tuner"},
+        {"decoder", "decode_chain", "chain_tiles", "tuner", "step_timer"},
         {"facts", "contract", "kernels", "parts"},
     ),
     "text": (
@@ -65,7 +65,7 @@ GROUPS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "faces": (
         {"cli", "cli_plugins", "cli_options", "cli_generate", "cli_chat", "cli_inspect"}
-        | {"new_plugin", "testing"},
+        | {"cli_tune", "new_plugin", "testing"},
         {"facts", "contract", "loader", "kernels", "parts", "model", "engine", "text", "llm"},
     ),
 }
