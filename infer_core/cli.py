@@ -15,6 +15,7 @@ from infer_core.cli_chat import chat
 from infer_core.cli_generate import generate
 from infer_core.cli_inspect import inspect
 from infer_core.cli_plugins import plugins
+from infer_core.cli_tune import tune
 from infer_core.errors import InferError
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(chat)
 app.command()(inspect)
+app.command()(tune)
 app.add_typer(plugins)
 
 

@@ -30,7 +30,7 @@ from infer_core.cli_options import (
     show,
     summary,
 )
-from infer_core.errors import RequestError
+from infer_core.errors import OutOfMemory, RequestError
 
 if TYPE_CHECKING:
     from infer_core.conversation import Conversation
@@ -95,7 +95,7 @@ def chat(
             try:
                 if not _turn(conversation, line, quiet):
                     break
-            except RequestError as error:
+            except (OutOfMemory, RequestError) as error:
                 if not interactive:
                     raise
                 note(f"error: {error}")

@@ -23,6 +23,9 @@ def inspect(
     context: Annotated[
         int | None, typer.Option(help="Tokens the KV cache is to hold. Default: 4096, or the most.")
     ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Sequences to hold KV caches of (an engine runs one).")
+    ] = 1,
     dtype: Annotated[NumberFormat | None, typer.Option(help="Default: the checkpoint's.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
@@ -35,20 +38,20 @@ def inspect(
     limit = found.spec.shape.max_context
     if context is not None and not 1 <= context <= limit:
         raise RequestError(f"--context {context}: {found.name} takes 1 to {limit} tokens")
-    facts = _facts(found, context or min(4096, limit), dtype.value if dtype else None)
+    dtype_name = dtype.value if dtype else found.spec.shape.dtype
+    facts = _facts(found, context or min(4096, limit), batch, dtype_name)
     if as_json:
         print(json.dumps(facts, indent=2))
     else:
         _print(facts)
 
 
-def _facts(found: "ResolvedModel", context: int, dtype: Any) -> dict[str, Any]:
+def _facts(found: "ResolvedModel", context: int, batch: int, dtype: Any) -> dict[str, Any]:
     from infer_core.engine import PREFILL_CHUNK
     from infer_core.memory import memory_need
 
     spec, shape = found.spec, found.spec.shape
-    dtype = dtype or shape.dtype
-    need = memory_need(spec, context=context, dtype=dtype, prefill_chunk=PREFILL_CHUNK)
+    need = memory_need(spec, context=context, batch=batch, dtype=dtype, prefill_chunk=PREFILL_CHUNK)
     windows = [layer.window for layer in spec.attention]
     return {
         "model": found.name,
@@ -72,6 +75,8 @@ def _facts(found: "ResolvedModel", context: int, dtype: Any) -> dict[str, Any]:
         "num_parameters": need.num_parameters,
         "dtype": dtype,
         "context": context,
+        "batch": batch,
+        "kv_cache_tokens": need.context,
         "weight_bytes": need.weight_bytes,
         "kv_cache_bytes": need.kv_cache_bytes,
         "workspace_bytes": need.workspace_bytes,
@@ -80,6 +85,8 @@ def _facts(found: "ResolvedModel", context: int, dtype: Any) -> dict[str, Any]:
 
 
 def _print(facts: dict[str, Any]) -> None:
+    from infer_core.memory import format_bytes
+
     commit = f"{facts['hub_id']} at {facts['commit'][:12]}" if facts["commit"] else "local"
     plugin = f"{facts['plugin']} ({facts['distribution']} {facts['plugin_version']})"
     layers = f"{facts['num_layers']}"
@@ -90,6 +97,8 @@ def _print(facts: dict[str, Any]) -> None:
     )
     tied = "tied" if facts["tied_embeddings"] else "untied"
     mlp, vocab = facts["intermediate_size"], facts["vocab_size"]
+    cached = f"{facts['batch']} x " if facts["batch"] > 1 else ""
+    cached += f"{facts['kv_cache_tokens']}"
     rows = [
         ("model", facts["model"]),
         ("source", commit),
@@ -100,15 +109,14 @@ def _print(facts: dict[str, Any]) -> None:
         ("heads", heads),
         ("longest context", f"{facts['max_context']} tokens"),
         ("parameters", f"{facts['num_parameters'] / 1e6:.1f} million, {facts['dtype']}"),
-        ("weights", _size(facts["weight_bytes"])),
-        ("KV cache", f"{_size(facts['kv_cache_bytes'])} for {facts['context']} tokens"),
-        ("workspace", f"{_size(facts['workspace_bytes'])} (estimate)"),
-        ("together", _size(facts["total_bytes"])),
+        ("weights", format_bytes(facts["weight_bytes"])),
+        ("KV cache", f"{format_bytes(facts['kv_cache_bytes'])} for {cached} tokens"),
+        ("workspace", format_bytes(facts["workspace_bytes"])),
+        (
+            "together",
+            f"{format_bytes(facts['total_bytes'])} at the peak, CUDA's own memory left out",
+        ),
     ]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"

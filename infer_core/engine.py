@@ -3,18 +3,21 @@
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from functools import partial
+from typing import Literal, Self, cast
 
 import torch
 
 from infer_core.decode_chain import supports
 from infer_core.decoder import decoder_class
-from infer_core.errors import RequestError
+from infer_core.errors import OutOfMemory, RequestError
+from infer_core.memory import format_bytes, memory_need
+from infer_core.memory_claim import MemoryClaim, claim_of_model, or_in_bfloat16
 from infer_core.model_source import ResolvedModel, resolve_model
 from infer_core.ops import ops_for
 from infer_core.plugins import PluginRegistry, load_registry
 from infer_core.sampling_params import SamplingParams
-from infer_core.session import CONTEXT_SLOTS, RUN_AHEAD, Session, bucket
+from infer_core.session import RUN_AHEAD, GraphPool, Session, context_bucket
 from infer_core.specs import DType, ModelSpec
 from infer_core.weights import dummy_weights, load_checkpoint
 
@@ -72,7 +75,9 @@ class Engine:
         self._use_kv_cache = kv_cache
         self._use_graph = cuda_graph and kv_cache and self.device.type == "cuda"
         self._prefill_chunk = prefill_chunk
+        # by context, the longest unused first: they are dropped in that order when memory is short
         self._sessions: dict[int, Session] = {}
+        self._graph_pool = GraphPool()
         self._latest: Session | None = None  # holds the last request's keys and values
 
     @classmethod
@@ -98,6 +103,7 @@ class Engine:
         Raises:
             ModelNotFound, ConfigError, UnknownArchitecture, PluginError, WeightError: as the
                 step that failed says.
+            OutOfMemory: the weights and a short request do not fit the GPU; nothing was read yet.
         """
         began = time.perf_counter()
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -105,12 +111,23 @@ class Engine:
             model = resolve_model(model, registry or load_registry(), device=device)
         default_dtype = "float32" if device == "cpu" else model.spec.shape.dtype
         torch_dtype = getattr(torch, dtype or default_dtype)
-        if weights == "dummy" or model.checkpoint is None:
-            parameters = dummy_weights(model.spec, device=device, dtype=torch_dtype, seed=seed)
-        else:
-            parameters = load_checkpoint(
-                model.checkpoint, model.spec, device=device, dtype=torch_dtype
-            )
+        claim = claim_of_model(
+            model.spec,
+            dtype or default_dtype,
+            torch.device(device),
+            context=1,  # the shortest request there is
+            prefill_chunk=PREFILL_CHUNK,
+        )
+        claim.check()
+        try:
+            if weights == "dummy" or model.checkpoint is None:
+                parameters = dummy_weights(model.spec, device=device, dtype=torch_dtype, seed=seed)
+            else:
+                parameters = load_checkpoint(
+                    model.checkpoint, model.spec, device=device, dtype=torch_dtype
+                )
+        except torch.OutOfMemoryError as error:
+            raise claim.explain(error) from error
         engine = cls(
             model.spec,
             parameters,
@@ -155,6 +172,8 @@ class Engine:
         Raises:
             RequestError: empty prompt, an id outside the vocabulary, or more tokens than the
                 context holds; nothing has run then.
+            OutOfMemory: the GPU lacks the memory, by prediction (nothing has run then) or in
+                fact; either way the engine goes on serving requests that fit.
         """
         steps = self.stream(
             prompt,
@@ -192,14 +211,46 @@ class Engine:
         the device and until the next step only; also of steps beyond the last id.
 
         Raises:
-            RequestError: as for `generate`, when the first id is asked for.
+            RequestError, OutOfMemory: as for `generate`, when the first id is asked for.
         """
+        try:
+            return (
+                yield from self._stream(
+                    prompt,
+                    max_new_tokens=max_new_tokens,
+                    sampling=sampling,
+                    ignore_eos=ignore_eos,
+                    look=look,
+                    reuse_prefix=reuse_prefix,
+                    on_logits=on_logits,
+                )
+            )
+        except torch.OutOfMemoryError as error:
+            tokens = self._tokens(prompt, max_new_tokens, reuse_prefix)
+            raise self._explain(error, tokens, len(prompt)) from error
+
+    def _stream(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        sampling: SamplingParams | None,
+        ignore_eos: bool,
+        look: bool,
+        reuse_prefix: bool,
+        on_logits: Callable[[torch.Tensor, torch.Tensor], None] | None,
+    ) -> Generator[int, bool | None, Generation]:
         began = time.perf_counter()
         self.check(prompt, max_new_tokens)
         sampling = sampling or SamplingParams()
         eos = frozenset() if ignore_eos else frozenset(self.spec.eos_token_ids)
         session, keep = self._open(prompt, max_new_tokens, reuse_prefix)
-        warmed = session.prepare(sampling, len(prompt), keep=keep)
+        warmed = session.prepare(
+            sampling,
+            len(prompt),
+            keep=keep,
+            make_room=partial(self._make_room, session.decoder.context, len(prompt)),
+        )
         warm_up_s = time.perf_counter() - began if warmed else 0.0
 
         def on_step(index: int) -> None:
@@ -254,7 +305,13 @@ class Engine:
         """
         prompt, forced = list(ids[:prompt_len]), list(ids[prompt_len:])
         self.check(prompt, len(forced) + 1)
-        session = self._session(len(ids) + 1)
+        try:
+            return self._score(prompt, forced)
+        except torch.OutOfMemoryError as error:
+            raise self._explain(error, len(ids) + 1, prompt_len) from error
+
+    def _score(self, prompt: list[int], forced: list[int]) -> torch.Tensor:
+        session = self._session(len(prompt) + len(forced) + 1, len(prompt))
         session.prefill(prompt, SamplingParams(), len(forced) + 1)
         rows = [session.logits[0].clone()]
         rows.extend(session.force(token).clone() for token in forced)
@@ -284,21 +341,28 @@ class Engine:
         self, prompt: Sequence[int], max_new_tokens: int, reuse_prefix: bool
     ) -> tuple[Session, int]:
         """The session of a request, and how many of the prompt's tokens its cache holds."""
-        total = len(prompt) + max_new_tokens
-        latest = self._latest
-        if reuse_prefix:
-            # powers of two, so that a growing conversation seldom moves
-            total = min(max(1024, 1 << (total - 1).bit_length()), self.max_context)
-        session = self._latest = self._session(total)
+        session = self._session(self._tokens(prompt, max_new_tokens, reuse_prefix), len(prompt))
+        latest, self._latest = self._latest, session
         keep = latest.reusable_prefix(prompt) if latest is not None and reuse_prefix else 0
         if keep and latest is not None and latest is not session:
             session.cache.take_over(latest.cache, keep)
         return session, keep
 
-    def _session(self, tokens: int) -> Session:
-        context = min(bucket(tokens, smallest=CONTEXT_SLOTS), self.max_context)
-        if context not in self._sessions:
-            self._sessions[context] = Session(
+    def _tokens(self, prompt: Sequence[int], max_new_tokens: int, reuse_prefix: bool) -> int:
+        """Tokens a request's session must hold."""
+        total = len(prompt) + max_new_tokens
+        if reuse_prefix:
+            # powers of two, so that a growing conversation seldom moves
+            total = min(max(1024, 1 << (total - 1).bit_length()), self.max_context)
+        return total
+
+    def _session(self, tokens: int, prompt: int) -> Session:
+        """The session that serves `tokens` tokens, of which `prompt` are the prompt."""
+        context = context_bucket(tokens, self.max_context)
+        session = self._sessions.pop(context, None)
+        if session is None:
+            self._make_room(context, prompt)
+            session = Session(
                 self.spec,
                 self.parameters,
                 self._decoder_class(
@@ -311,5 +375,55 @@ class Engine:
                 use_kv_cache=self._use_kv_cache,
                 use_graph=self._use_graph,
                 prefill_chunk=self._prefill_chunk,
+                graph_pool=self._graph_pool,
             )
-        return self._sessions[context]
+        self._sessions[context] = session  # the last is the latest used
+        return session
+
+    def _make_room(self, context: int, prompt: int) -> None:
+        """Drop other sessions until the GPU has memory for one of `context`, if need be.
+
+        Raises:
+            OutOfMemory: it has not with all others gone.
+        """
+        claim = self._claim(context, prompt)
+        others = (other for other in tuple(self._sessions) if other != context)
+        while claim.lacking() and (other := next(others, None)) is not None:
+            if self._sessions.pop(other) is self._latest:
+                self._latest = None
+        claim.check()
+
+    def _claim(self, context: int, prompt: int) -> MemoryClaim:
+        """What a request takes that runs `prompt` tokens in a session of `context`."""
+        dtype = _dtype_name(self.dtype)
+        need = memory_need(
+            self.spec,
+            context=context,
+            prompt=prompt,
+            max_context=self.max_context,
+            dtype=dtype,
+            prefill_chunk=self._prefill_chunk,
+            kv_cache=self._use_kv_cache,
+            device=self.device,
+        )
+        parts = {"workspace": need.pass_bytes}
+        if context not in self._sessions:
+            parts = {"KV cache": need.kv_cache_bytes, "workspace": need.workspace_bytes}
+        weights = f"{format_bytes(self.weight_bytes)} of {dtype} weights"
+        return MemoryClaim(
+            f"a context of {context} tokens, beside the {weights},",
+            parts,
+            self.device,
+            mend="Ask for fewer tokens, load with a smaller context (--context, max_context)"
+            + or_in_bfloat16(dtype),
+        )
+
+    def _explain(self, error: torch.OutOfMemoryError, tokens: int, prompt: int) -> OutOfMemory:
+        """Say torch's own error as ours, and drop every session: none is left half made."""
+        self.release()
+        claim = self._claim(context_bucket(tokens, self.max_context), prompt)
+        return claim.explain(error)
+
+
+def _dtype_name(dtype: torch.dtype) -> DType:
+    return cast(DType, str(dtype).removeprefix("torch."))

@@ -60,5 +60,9 @@ class RequestError(InferError):
     """A request cannot be served: empty prompt, context overflow, bad sampling values."""
 
 
+class OutOfMemory(InferError):
+    """The GPU has less memory left than a model or a request needs; nothing was kept of it."""
+
+
 class NewPluginError(InferError):
     """`infer plugins new` cannot write what was asked for; nothing was left behind."""

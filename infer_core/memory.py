@@ -1,9 +1,19 @@
-"""How much memory a model needs, from its spec alone: no weights, no GPU."""
+"""How much GPU memory a model needs, from its spec alone: no weights, no GPU.
+
+The terms follow the places that allocate, which each names; what torch's allocator rounds up (to
+512 bytes, and a large tensor by up to 1 MiB) is left out.
+"""
 
 from dataclasses import dataclass
 
+import torch
+
+from infer_core.chain_tiles import attention_split, default_tiles
+from infer_core.decode_chain import supports
+from infer_core.device import cublas_workspace_bytes
 from infer_core.kv_cache import kv_bytes
-from infer_core.parameters import model_parameters
+from infer_core.parameters import Parameter, model_parameters
+from infer_core.session import PREFILL_ROWS, bucket, context_bucket
 from infer_core.specs import DType, ModelSpec
 
 ITEM_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -11,49 +21,121 @@ ITEM_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
-    """Bytes of one model at one context length and dtype.
+    """Bytes of one model that holds `context` tokens: what torch has allocated at the peak.
 
-    `workspace_bytes` estimates the largest set of activations alive at once, in the prefill of a
-    prompt that fills the context, and the RoPE tables; the libraries' own (CUDA, cuBLAS) comes
-    on top.
+    `context` is the size of the bucket that serves the tokens asked for. `session_bytes` stay as
+    long as the cache does, `pass_bytes` are taken while a prompt runs. What CUDA keeps for itself
+    (its context, kernels' code) comes on top.
     """
 
     num_parameters: int
+    context: int
     weight_bytes: int
     kv_cache_bytes: int
-    workspace_bytes: int
+    session_bytes: int
+    pass_bytes: int
+
+    @property
+    def workspace_bytes(self) -> int:
+        return self.session_bytes + self.pass_bytes
 
     @property
     def total_bytes(self) -> int:
         return self.weight_bytes + self.kv_cache_bytes + self.workspace_bytes
 
 
-def memory_need(spec: ModelSpec, *, context: int, dtype: DType, prefill_chunk: int) -> MemoryNeed:
-    """Add up weights, the KV cache of `context` tokens, and the workspace."""
+def memory_need(
+    spec: ModelSpec,
+    *,
+    context: int,
+    dtype: DType,
+    prefill_chunk: int,
+    prompt: int | None = None,
+    max_context: int | None = None,
+    batch: int = 1,
+    kv_cache: bool = True,
+    device: torch.device | str = "cuda",
+) -> MemoryNeed:
+    """Add up weights, the KV caches of `batch` sequences of `context` tokens, and the workspace.
+
+    `prompt` tokens of the context are the prompt, without it all of them may be; prompts run one
+    after another. `max_context` is the engine's, by default the model's.
+    """
     itemsize = ITEM_BYTES[dtype]
-    sizes = [
-        parameter.shape[0] * (parameter.shape[1] if len(parameter.shape) > 1 else 1)
-        for parameter in model_parameters(spec).values()
-    ]
+    size = context_bucket(context, max_context or spec.shape.max_context)
+    num_parameters = sum(map(_elements, model_parameters(spec).values()))
+    # without a cache every pass runs the whole sequence
+    whole = (prompt or context) if kv_cache else context
+    rows = min(bucket(whole, smallest=PREFILL_ROWS), prefill_chunk) if kv_cache else whole
+    # one a stream: graphs run on one, the pieces of a long prompt on another
+    cublas = (2 if rows < whole else 1) * cublas_workspace_bytes(device)
+    state = _session_state(spec, size, itemsize)
     return MemoryNeed(
-        num_parameters=sum(sizes),
-        weight_bytes=sum(sizes) * itemsize,
-        kv_cache_bytes=kv_bytes(spec, context=context, itemsize=itemsize),
-        workspace_bytes=_workspace(spec, context, itemsize, prefill_chunk),
+        num_parameters=num_parameters,
+        context=size,
+        weight_bytes=num_parameters * itemsize,
+        kv_cache_bytes=batch * kv_bytes(spec, context=size, itemsize=itemsize) if kv_cache else 0,
+        session_bytes=_rope_tables(spec, size + prefill_chunk) + batch * state,
+        pass_bytes=_prefill(spec, rows, itemsize) + cublas,
     )
 
 
-def _workspace(spec: ModelSpec, context: int, itemsize: int, prefill_chunk: int) -> int:
-    shape = spec.shape
-    rows = min(context, prefill_chunk)
-    # beside the residual and the normed input: either qkv and the attention output, or the wide
-    # and the activated MLP
-    attention = max(
-        (2 * layer.num_heads + 2 * layer.num_kv_heads) * layer.head_dim for layer in spec.attention
-    )
-    mlp = (3 if spec.block.gated else 2) * shape.intermediate_size
-    activations = rows * (2 * shape.hidden_size + max(attention, mlp)) * itemsize
+def format_bytes(num_bytes: int) -> str:
+    """Say a size in GB or MB, powers of ten."""
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def _rope_tables(spec: ModelSpec, positions: int) -> int:
+    """`Decoder.__init__`: cos and sin of each distinct table, float32."""
     tables = {(layer.rope, layer.rotary_dim) for layer in spec.attention}
-    rope = sum(2 * (context + prefill_chunk) * dim // 2 * 4 for _, dim in tables)
-    logits = 2 * shape.vocab_size * 4
-    return activations + rope + logits
+    return sum(2 * positions * (rotary_dim // 2) * 4 for _, rotary_dim in tables)
+
+
+def _session_state(spec: ModelSpec, context: int, itemsize: int) -> int:
+    """`Session` and its `Sampler`: sequence, random draws, seen tokens; and the chain's buffers."""
+    state = context * (8 + 4) + spec.shape.vocab_size
+    return state + (_chain(spec, context, itemsize) if supports(spec) else 0)
+
+
+def _chain(spec: ModelSpec, context: int, itemsize: int) -> int:
+    """`DecodeChain`: vectors and logits, and of every layer q, k, v and the attention's parts."""
+    # the number of multiprocessors does not decide the attention's tile
+    tile = default_tiles(spec, num_sms=1).attention
+    shape = spec.shape
+    total = (3 * shape.hidden_size + shape.intermediate_size) * itemsize + shape.vocab_size * 4
+    for attention, policy in zip(spec.attention, spec.kv_cache, strict=True):
+        slots = policy.capacity(context)
+        num_parts = 1 + -(-slots // attention_split(attention, slots, tile).split)
+        width = attention.num_heads * attention.head_dim
+        qkv_rows = width + 2 * attention.num_kv_heads * attention.head_dim
+        total += (qkv_rows + num_parts * width) * itemsize + num_parts * attention.num_heads * 4
+    return total
+
+
+def _prefill(spec: ModelSpec, rows: int, itemsize: int) -> int:
+    """`Decoder.forward` over `rows` tokens: what is alive at once, logits of earlier passes too.
+
+    A name in `Decoder.hidden` holds its tensor until it gets the next, so that `attended`, `wide`
+    and `narrow` of one layer live on into the layer after it.
+    """
+    hidden, inter = spec.shape.hidden_size, spec.shape.intermediate_size
+    wide = 2 * inter if spec.block.gated else inter
+    qkv = max((a.num_heads + 2 * a.num_kv_heads) * a.head_dim for a in spec.attention)
+    attended = max(a.num_heads * a.head_dim for a in spec.attention)
+    # residual, attended, narrow and normed (which is the residual, unless a block's input has a
+    # norm) are there all the time; beside them the largest of these moments
+    always = (4 if spec.norm.before else 3) * hidden
+    widest = always + max(
+        wide + qkv + attended + hidden,  # out projection, the last layer's wide still there
+        2 * wide,  # gate and up of this layer, those of the last one still there
+        wide + inter + hidden,  # down projection
+        wide + 2 * hidden,  # residual and norm
+    )
+    logits = spec.shape.vocab_size * (itemsize + 4)  # of this pass, then rounded up to float32
+    kept = spec.shape.vocab_size * 4  # of the pass before
+    return max(rows * widest * itemsize, rows * hidden * itemsize + logits) + kept
+
+
+def _elements(parameter: Parameter) -> int:
+    rows, *columns = parameter.shape
+    return rows * (columns[0] if columns else 1)

@@ -5,6 +5,8 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -35,6 +37,30 @@ class GraphKey:
     is_fresh: bool = False
 
 
+class GraphPool:
+    """The memory that graphs work in, one for all sessions of an engine.
+
+    They may share it because they never run at the same time, and what a graph leaves behind (the
+    logits) is read before the next one runs. What must live on between two replays of a graph is
+    kept outside, in static buffers, except those logits: whoever keeps the graph keeps them.
+    """
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+
+    @property
+    def handle(self) -> Any:
+        """What the next capture is told; torch refuses that of a pool whose last graph is gone."""
+        if self._handle is None or not self._graphs:
+            self._handle = torch.cuda.graph_pool_handle()
+        return self._handle
+
+    def add(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Remember that `graph` was captured with `handle`."""
+        self._graphs.add(graph)
+
+
 class Session:
     """The state of one context size: cache, device-side position and token, captured graphs.
 
@@ -51,6 +77,7 @@ class Session:
         use_kv_cache: bool,
         use_graph: bool,
         prefill_chunk: int,
+        graph_pool: GraphPool,
     ) -> None:
         embed = parameters["embed"]
         device, context = embed.device, decoder.context
@@ -67,7 +94,7 @@ class Session:
         self._prefill_chunk = prefill_chunk
         # with each the logits it leaves, which must live on or another graph would use their memory
         self._graphs: dict[GraphKey, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
-        self._pool = torch.cuda.graph_pool_handle() if use_graph else None
+        self._graph_pool = graph_pool
         self._kind = kind_of(SamplingParams())
         self._prompt_len = 0
         self._num_written = 0  # positions, from 0 on, that the cache was given since prefill
@@ -113,8 +140,18 @@ class Session:
         wrapped = any(keys.shape[1] < self._num_written for keys in self.cache.keys)
         return common if not wrapped or common >= self._num_written - 1 else 0
 
-    def prepare(self, sampling: SamplingParams, prompt_len: int, *, keep: int = 0) -> bool:
-        """Capture the graphs this request needs; say whether any had to be captured."""
+    def prepare(
+        self,
+        sampling: SamplingParams,
+        prompt_len: int,
+        *,
+        keep: int = 0,
+        make_room: Callable[[], None] | None = None,
+    ) -> bool:
+        """Capture the graphs this request needs; say whether any had to be captured.
+
+        `make_room` is called before the first one.
+        """
         self._kind = kind_of(sampling)
         if not self._use_graph:
             return False
@@ -125,6 +162,8 @@ class Session:
         }
         missing = {key: body for key, body in wanted.items() if key not in self._graphs}
         if missing:
+            if make_room is not None:
+                make_room()
             self._num_written = 0  # unknown until prefill
         for key, body in missing.items():
             self._sampler.begin(sampling, [0], max_new_tokens=1)
@@ -350,10 +389,9 @@ class Session:
             body()  # compiles every kernel: capture must not
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # One pool for all: they never run at the same time, and what a graph leaves behind
-        # (the logits) is read before the next one runs.
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+        with torch.cuda.graph(graph, pool=self._graph_pool.handle, stream=stream):
             body()
+        self._graph_pool.add(graph)
         return graph
 
 
@@ -366,6 +404,11 @@ def use_chain(spec: ModelSpec, device: torch.device) -> bool:
 def capture_stream() -> torch.cuda.Stream:
     """Give the stream that graphs are captured on."""
     return torch.cuda.Stream()
+
+
+def context_bucket(tokens: int, max_context: int) -> int:
+    """Round a request's tokens up to the context of the session that serves it."""
+    return min(bucket(tokens, smallest=CONTEXT_SLOTS), max_context)
 
 
 def bucket(num_tokens: int, *, smallest: int) -> int:

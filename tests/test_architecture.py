@@ -47,7 +47,7 @@ GROUPS: dict[str, tuple[set[str], set[str]]] = {
         {"facts", "contract", "kernels"},
     ),
     "model": (
-        {"decoder", "decode_chain", "chain_tiles", "tuner"},
+        {"decoder", "decode_chain", "chain_tiles", "tuner", "step_timer"},
         {"facts", "contract", "kernels", "parts"},
     ),
     "text": (
@@ -56,16 +56,16 @@ GROUPS: dict[str, tuple[set[str], set[str]]] = {
         {"facts"},
     ),
     "engine": (
-        {"engine", "session"},
+        {"engine", "session", "memory", "memory_claim", "device"},
         {"facts", "contract", "loader", "kernels", "parts", "model"},
     ),
     "llm": (
-        {"llm", "completion", "text_stream", "conversation", "device", "memory"},
+        {"llm", "completion", "text_stream", "conversation"},
         {"facts", "contract", "loader", "kernels", "parts", "model", "engine", "text"},
     ),
     "faces": (
         {"cli", "cli_plugins", "cli_options", "cli_generate", "cli_chat", "cli_inspect"}
-        | {"new_plugin", "testing"},
+        | {"cli_tune", "new_plugin", "testing"},
         {"facts", "contract", "loader", "kernels", "parts", "model", "engine", "text", "llm"},
     ),
 }
@@ -79,6 +79,7 @@ BENCH_MAY_IMPORT = {
     "infer_core.device",
     "infer_core.engine",
     "infer_core.hookspecs",
+    "infer_core.memory",
     "infer_core.model_source",
     "infer_core.parameters",
     "infer_core.plugin_status",

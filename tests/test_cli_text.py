@@ -344,6 +344,21 @@ def test_inspect_shows_a_reference_model_in_its_published_size(infer):
     assert lines["KV cache"].strip() == f"{expected:.1f} MB for 8192 tokens"
 
 
+def test_inspect_predicts_the_caches_of_a_batch_in_their_bucket(infer):
+    def facts(*options):
+        code, out, _ = infer("inspect", "gemma3-1b", "--context", "1088", "--json", *options)
+        assert code == 0
+        return json.loads(out)
+
+    one, four = facts(), facts("--batch", "4")
+
+    assert (one["batch"], one["context"], one["kv_cache_tokens"]) == (1, 1088, 1280)
+    assert four["kv_cache_bytes"] == 4 * one["kv_cache_bytes"]
+    assert four["total_bytes"] == sum(
+        four[part] for part in ("weight_bytes", "kv_cache_bytes", "workspace_bytes")
+    )
+
+
 def test_inspect_refuses_a_context_beyond_the_model(infer, folder):
     code, _, err = infer("inspect", folder, "--context", "99999")
     assert code == 2

@@ -4,19 +4,6 @@ from infer_core import ModelSpec
 from infer_core.parameters import model_parameters
 
 
-def weight_bytes(spec: ModelSpec, *, element_bytes: int) -> int:
-    """Count the bytes of all parameters."""
-    return element_bytes * sum(_elements(p.shape) for p in model_parameters(spec).values())
-
-
-def kv_cache_bytes(spec: ModelSpec, *, element_bytes: int, context: int) -> int:
-    """Count the bytes of keys and values kept for `context` tokens, rings at their length."""
-    return sum(
-        2 * layer.num_kv_heads * layer.head_dim * policy.capacity(context) * element_bytes
-        for layer, policy in zip(spec.attention, spec.kv_cache, strict=True)
-    )
-
-
 def decode_step_bytes(
     spec: ModelSpec, *, weight_bytes: int, element_bytes: int, context: int
 ) -> int:

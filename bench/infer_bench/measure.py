@@ -18,7 +18,7 @@ from infer_bench.parity import NUM_TOKENS, judge
 from infer_bench.report import LoadedModel, Parity, Row, Status, WarmUp
 from infer_bench.targets import describe
 from infer_bench.trials import Trials, why_invalid, why_unequal
-from infer_core import SamplingParams
+from infer_core import OutOfMemory, SamplingParams
 
 if TYPE_CHECKING:
     from infer_core import Generation
@@ -247,7 +247,8 @@ def _status(error: Exception) -> Status:
         return "skipped"
     # by name: torch.OutOfMemoryError, without importing torch here
     names = [kind.__name__ for kind in type(error).__mro__]
-    return "oom" if "OutOfMemoryError" in names or "MemoryError" in names else "failed"
+    short = isinstance(error, OutOfMemory | MemoryError) or "OutOfMemoryError" in names
+    return "oom" if short else "failed"
 
 
 def _dtype(engine: LoadedEngine) -> str:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 from infer_bench.cases import Case
 from infer_bench.catalogue import decimals
-from infer_bench.costs import kv_cache_bytes, weight_bytes
 from infer_bench.report import Settings
 from infer_bench.table import Table
 from infer_bench.targets import Target
+from infer_core import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,32 +29,42 @@ class Plan:
 
 
 def plan_table(plan: Plan) -> Table:
-    """Lay out the cells with the memory that weights and KV cache need at least."""
+    """Lay out the cells with the memory that this project's engine is going to allocate."""
     rows = []
     for target in plan.targets:
         for engine in plan.engines:
             why_not = target.reason or plan.unavailable.get(engine)
             for case in plan.cases:
-                memory = _memory_mb(target, case, plan) if target.model else ("-",) * 3
-                verdict = why_not or _why_impossible(target, case) or "to run"
+                impossible = _why_impossible(target, case)
+                memory = ("-",) * 4
+                if target.model and engine == "infer" and not impossible:
+                    memory = _memory_mb(target.model.spec, case, plan)
+                verdict = why_not or impossible or "to run"
                 rows.append((target.label, engine, case.name, *memory, verdict))
-    header = ("Model", "Engine", "Config", "weights MB", "KV cache MB", "total MB", "Plan")
-    return Table("Plan, with predicted memory", header, tuple(rows), left=(0, 1, 2, 6))
+    sizes = ("weights MB", "KV cache MB", "workspace MB", "total MB")
+    header = ("Model", "Engine", "Config", *sizes, "Plan")
+    return Table("Plan, with predicted memory", header, tuple(rows), left=(0, 1, 2, 7))
 
 
-def _memory_mb(target: Target, case: Case, plan: Plan) -> tuple[str, str, str]:
-    """Predict weights, KV cache and their sum; activations and workspaces come on top."""
-    assert target.model is not None
-    spec = target.model.spec
-    dtype = plan.settings.dtype or ("float32" if plan.device == "cpu" else spec.shape.dtype)
-    element_bytes = 4 if dtype == "float32" else 2
-    weights = weight_bytes(spec, element_bytes=element_bytes)
-    cache = 0
-    if plan.settings.kv_cache:
-        cache = kv_cache_bytes(spec, element_bytes=element_bytes, context=case.context)
-    sizes = [size / 1e6 for size in (weights, cache, weights + cache)]
-    weights_mb, cache_mb, total_mb = (f"{size:.{decimals([size])}f}" for size in sizes)
-    return weights_mb, cache_mb, total_mb
+def _memory_mb(spec: ModelSpec, case: Case, plan: Plan) -> tuple[str, str, str, str]:
+    """Predict weights, KV cache, workspace and their sum."""
+    from infer_core.engine import PREFILL_CHUNK  # torch: only once a plan is shown
+    from infer_core.memory import memory_need
+
+    need = memory_need(
+        spec,
+        context=case.context,
+        prompt=case.prompt_tokens,
+        max_context=min(max(case.context for case in plan.cases), spec.shape.max_context),
+        dtype=plan.settings.dtype or ("float32" if plan.device == "cpu" else spec.shape.dtype),
+        prefill_chunk=PREFILL_CHUNK,
+        kv_cache=plan.settings.kv_cache,
+        device=plan.device,
+    )
+    parts = (need.weight_bytes, need.kv_cache_bytes, need.workspace_bytes, need.total_bytes)
+    sizes = [size / 1e6 for size in parts]
+    weights, cache, workspace, total = (f"{size:.{decimals([size])}f}" for size in sizes)
+    return weights, cache, workspace, total
 
 
 def _why_impossible(target: Target, case: Case) -> str | None:

@@ -19,6 +19,8 @@ from infer_bench.runner import run
 from infer_bench.targets import find_targets
 from toy_specs import toy_spec
 
+from infer_core import OutOfMemory
+
 SETTINGS = Settings(seed=42, warmup=2, max_warmup=2, trials=3, max_trials=3, isolation="model")
 
 
@@ -230,13 +232,32 @@ def test_a_case_that_fails_leaves_the_other_cases_alone():
     assert results.rows[0].reason == "ValueError: unlucky"
 
 
-def test_running_out_of_memory_is_told_apart():
-    class OutOfMemoryError(RuntimeError):
-        """Named as torch names its own."""
+class OutOfMemoryError(RuntimeError):
+    """Named as torch names its own."""
 
-    backend = FakeBackend({"big": OutOfMemoryError("CUDA out of memory"), "small": FakeEngine()})
 
-    assert [row.status for row in measure(backend).rows] == ["oom", "ok"]
+@pytest.mark.parametrize(
+    "error",
+    [
+        OutOfMemoryError("CUDA out of memory"),
+        OutOfMemory("8 GB needed, 2 GB are free"),
+        MemoryError("no room"),
+    ],
+    ids=["torch", "predicted", "host"],
+)
+def test_running_out_of_memory_is_told_apart(error):
+    def fail_on_medium(call, max_new_tokens):
+        if max_new_tokens == 256:
+            raise error
+        return list(range(max_new_tokens))
+
+    loads = FakeBackend({"big": error, "small": FakeEngine()})
+    runs = FakeBackend({"toy": FakeEngine(tokens=fail_on_medium)})
+
+    rows = [*measure(loads).rows, *measure(runs, "medium", "short").rows]
+
+    assert [row.status for row in rows] == ["oom", "ok", "oom", "ok"]
+    assert str(error) in rows[0].reason
 
 
 def test_caches_of_one_case_are_freed_before_the_next_is_measured():

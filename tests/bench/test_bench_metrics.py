@@ -3,7 +3,7 @@ import random
 
 import pytest
 import torch
-from infer_bench.costs import decode_step_bytes, kv_cache_bytes, prefill_flops, weight_bytes
+from infer_bench.costs import decode_step_bytes, prefill_flops
 from infer_bench.intervals import bootstrap_interval, is_steady, is_tight, percentile
 from infer_bench.metrics import Facts, summarise, tokens_sha256
 from infer_bench.report import Ceilings, Sample
@@ -175,21 +175,6 @@ def test_measuring_may_stop_once_the_interval_is_narrow():
 )
 def test_warm_means_that_the_last_two_runs_took_the_same_time(seconds, steady):
     assert is_steady(seconds, within=0.05) is steady
-
-
-def test_the_kv_cache_of_a_ring_is_no_longer_than_its_window():
-    # 3 layers of 2 kv heads * 12, keys and values: 48 elements a token
-    spec = toy_spec(window=5, ring=True)
-
-    assert kv_cache_bytes(spec, element_bytes=2, context=20) == 2 * 48 * (5 + 5 + 20)
-
-
-def test_weight_bytes_are_those_of_the_weights():
-    spec = toy_spec()
-
-    weights = dummy_weights(spec, device="cpu", dtype=torch.float32)
-
-    assert weight_bytes(spec, element_bytes=4) == sum(w.nbytes for w in weights.values())
 
 
 def test_prefill_flops_are_what_torch_counts():
