@@ -123,7 +123,7 @@ class Session:
         if missing:
             self._num_written = 0  # unknown until prefill
         for key, body in missing.items():
-            self._sampler.begin(sampling, [0], max_new_tokens=1)
+            self._sampler.begin(sampling, self._sequence[:1], max_new_tokens=1)
             # the first position that prefill is going to write anyhow
             self._inbox[:2] = torch.tensor([keep, 1])
             self._position.fill_(keep)
@@ -145,12 +145,12 @@ class Session:
         num_tokens = self._prompt_len = len(prompt)
         self._num_written = 0  # stays so if anything goes wrong
         self._kind = kind_of(sampling)
-        self._sampler.begin(sampling, prompt, max_new_tokens=max_new_tokens)
         piece = self._prefill_chunk if self._use_kv_cache else num_tokens
         last = keep + (num_tokens - keep - 1) // piece * piece
         message = [last, num_tokens - last, *prompt]
         self._outbox[: len(message)] = torch.tensor(message, dtype=torch.int64)
         self._inbox[: len(message)].copy_(self._outbox[: len(message)], non_blocking=True)
+        self._sampler.begin(sampling, self._sequence[:num_tokens], max_new_tokens=max_new_tokens)
         for start in range(keep, last, piece):
             self._start.fill_(start)
             tokens = self._sequence[start : start + piece]
