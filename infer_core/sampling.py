@@ -231,9 +231,9 @@ def shares(logits: Tensor) -> Tensor:
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """Invert the cumulative distribution at `uniform` [1] in [0, 1): token [1], int64.
 
-    `probabilities` need not add up to 1. A token of probability zero is never drawn. The sum is float64: the largest float32 below 1
-    lies 6e-8 under it, a thousand times further than the sum can err, so that some token with
-    probability always reaches above `uniform * total`.
+    `probabilities` need not add up to 1. A token of probability zero is never drawn. The sum is
+    float64: the largest float32 below 1 lies 6e-8 under it, a thousand times further than the sum
+    can err, so that some token with probability always reaches above `uniform * total`.
     """
     cumulative = probabilities.cumsum(dim=-1, dtype=torch.float64)
     reached = cumulative > uniform * cumulative[-1:]

@@ -10,7 +10,7 @@ import torch
 from infer_core.decode_chain import DecodeChain, supports
 from infer_core.decoder import Decoder
 from infer_core.kv_cache import KVCache
-from infer_core.sampling import Sampler, SamplingKind, kind_of
+from infer_core.sampling import GREEDY, Sampler, SamplingKind, kind_of
 from infer_core.sampling_params import SamplingParams
 from infer_core.specs import ModelSpec
 
@@ -66,7 +66,7 @@ class Session:
         # with each the logits it leaves, which must live on or another graph would use their memory
         self._graphs: dict[GraphKey, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle() if use_graph else None
-        self._kind = kind_of(SamplingParams())
+        self._kind = GREEDY
         self._prompt_len = 0
         self._num_written = 0  # positions, from 0 on, that the cache was given since prefill
         # What a request brings, in one copy: where the last piece of its prompt starts, how many
@@ -89,6 +89,7 @@ class Session:
                 max_context=context,
                 sequence=self._sequence,
                 position=self._position,
+                sampler=self._sampler.state,
             )
         self._marks: list[float | torch.cuda.Event] = []
         self._reader = torch.cuda.Stream() if device.type == "cuda" else None
@@ -260,12 +261,8 @@ class Session:
     def _step(self) -> None:
         """One decode step over static buffers; capturable, since nothing visits the host."""
         if self._chain is not None:
-            greedy = self._kind.greedy and not self._kind.penalty
-            self._chain.step(greedy=greedy)
+            self._chain.step(self._kind)
             self.logits = self._chain.logits[None]
-            if not greedy:
-                self._chain.token.copy_(self._sampler.pick(self._chain.logits))
-                self._chain.advance()
         elif self._use_kv_cache:
             index = self._position.long()
             token = self._sequence.index_select(0, index)
@@ -293,14 +290,12 @@ class Session:
             count=self._count,
             is_fresh=is_fresh,
         )
-        token = self._sampler.pick(self.logits[0])
         end = self._start + self._count
         if self._chain is not None:
-            self._chain.token.copy_(token)
             self._position.copy_(end - 1)
-            self._chain.advance()
+            self._chain.pick(self.logits[0], self._kind)
         else:
-            self._sequence.index_copy_(0, end.long(), token)
+            self._sequence.index_copy_(0, end.long(), self._sampler.pick(self.logits[0]))
             self._position.copy_(end)
 
     def _prompt_graph(self, num_tokens: int, keep: int) -> GraphKey:

@@ -64,11 +64,11 @@ def time_us(chain: DecodeChain, position: int, *, steps: int = 24, repeats: int 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        chain.step(greedy=True)  # compiles; capture must not
+        chain.step()  # compiles; capture must not
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        chain.step(greedy=True)
+        chain.step()
     times = []
     for _ in range(repeats):
         chain.begin(5, position)
