@@ -63,8 +63,8 @@ def _tune(
     import torch
 
     from infer_core.chain_tiles import default_tiles
-    from infer_core.decode_chain import num_multiprocessors
     from infer_core.engine import PREFILL_CHUNK
+    from infer_core.kernels._common import num_multiprocessors
     from infer_core.memory_claim import claim_of_model
     from infer_core.step_timer import MIN_CONTEXT, StepTimer
     from infer_core.tuner import compare, forget_tiles, save_tiles, tiles_key

@@ -3,6 +3,8 @@
     norm + qkv -> attention -> out projection + residual -> norm + gate/up + activation ->
     down projection + residual -> ... -> norm + LM head + candidates -> pick + embed
 
+Sampling takes the place of the pick: see `fused_sampling`.
+
 Every difference between model families is a compile-time value taken from the specs. All state
 (token, position, sequence) lives on the device, so a captured step replays without the host.
 With programmatic dependent launch a kernel starts, and loads weights, while its predecessor still
@@ -17,13 +19,16 @@ import torch
 from torch import Tensor
 
 from infer_core.chain_tiles import ChainTiles, attention_split, default_tiles
+from infer_core.fused_sampling import FusedSampling
 from infer_core.kernels._common import has_pdl, num_multiprocessors
 from infer_core.kernels.chain_attention import chain_attention
 from infer_core.kernels.chain_types import Norm, Tile
 from infer_core.kernels.linear_residual import linear_residual
 from infer_core.kernels.lm_head import lm_head
 from infer_core.kernels.norm_linear import norm_linear
-from infer_core.kernels.pick_embed import pick_embed
+from infer_core.kernels.pick_embed import NextInput, pick_embed
+from infer_core.kernels.sampling_parts import SamplerState
+from infer_core.sampling import GREEDY, SamplingKind
 from infer_core.specs import ModelSpec
 from infer_core.tuner import load_tiles, tiles_key
 
@@ -50,6 +55,7 @@ class DecodeChain:
         max_context: int,
         sequence: Tensor | None = None,
         position: Tensor | None = None,
+        sampler: SamplerState | None = None,
         pdl: bool | None = None,
         tiles: ChainTiles | None = None,
     ) -> None:
@@ -58,7 +64,8 @@ class DecodeChain:
         `rope_tables`: (cos, sin) of every layer, float32 [context, rotary_dim / 2]. `kv_cache`:
         (k, v) of every layer, [num_kv_heads, capacity, head_dim]. `max_context` bounds the
         positions of this chain and with them the attention parts. `sequence`, `position`: state
-        shared with the caller. `pdl=None`: where the GPU has it (compute capability 9.0 and later).
+        shared with the caller. `sampler`: what a request brings; without it every step is plain
+        argmax. `pdl=None`: where the GPU has it (compute capability 9.0 and later).
 
         Raises:
             ValueError: the tables or caches do not cover every layer and `max_context`.
@@ -100,6 +107,13 @@ class DecodeChain:
             torch.zeros(programs, dtype=torch.float32, device=device),
             torch.zeros(programs, dtype=torch.int32, device=device),
         )
+        self._next = NextInput(
+            self.token, self.position, self.sequence, embed, self._x,
+            scale=spec.block.embedding_scale,
+        )  # fmt: skip
+        self._sampling: FusedSampling | None = None
+        if sampler is not None:
+            self._sampling = FusedSampling(sampler, spec.shape.vocab_size, device)
         self._launches = self._plan(parameters, rope_tables, kv_cache, max_context)
 
     @staticmethod
@@ -114,48 +128,48 @@ class DecodeChain:
         """Set the token that the next step reads, and its position."""
         self.token.fill_(token)
         self.position.fill_(position)
-        self._pick_embed(advance=False)
+        pick_embed(self._next, advance=False)
 
-    def step(self, *, greedy: bool) -> None:
-        """Enqueue one step: write the token's keys and values, compute `logits`.
+    def step(self, kind: SamplingKind = GREEDY) -> None:
+        """Enqueue one step: write the token's keys and values, compute `logits`, pick.
 
-        Greedy: also pick the next token, advance `position`, write `sequence`, embed.
-        Otherwise a sampler writes its choice to `token` and calls `advance`.
+        The pick goes to `token` and `sequence`, `position` advances, the pick is embedded.
+
+        Raises:
+            ValueError: `kind` is not plain argmax, and the chain was made without a sampler.
         """
         for launch in self._launches:
             launch()
-        if greedy:
-            self._pick_embed(candidates=self._candidates, pdl=self.pdl)
+        self._pick(kind)
 
-    def pick_from(self, normed: Tensor, *, greedy: bool) -> None:
-        """Enqueue the end of a prefill: `logits` of its last row, which the final norm has left.
+    def finish_prefill(self, normed: Tensor, kind: SamplingKind = GREEDY) -> None:
+        """Enqueue the end of a prefill: `logits` of its last row, and the pick, as `step`.
 
-        As `step`: greedy also picks, advances `position` from that row's and embeds.
+        `normed` [hidden_size]: what the final norm has left of the row, whose position is in
+        `position`.
+
+        Raises:
+            ValueError: as `step`.
         """
-        block = self._spec.block
         lm_head(
             normed, None, self._head, self.logits, *self._candidates, None,
-            tile=self._tiles.lm_head, softcap=block.final_logit_softcap, pdl=self.pdl,
+            tile=self._tiles.lm_head, softcap=self._spec.block.final_logit_softcap, pdl=self.pdl,
         )  # fmt: skip
-        if greedy:
-            self._pick_embed(candidates=self._candidates, pdl=self.pdl)
+        self._pick(kind)
 
     def advance(self) -> None:
-        """Enqueue the end of a step whose token a sampler has written to `token`."""
-        self._pick_embed()
+        """Enqueue the end of a step whose token another has written to `token`."""
+        pick_embed(self._next)
 
-    def _pick_embed(
-        self,
-        *,
-        candidates: tuple[Tensor, Tensor] | None = None,
-        advance: bool = True,
-        pdl: bool = False,
-    ) -> None:
-        pick_embed(
-            self.token, self.position, self.sequence, self._embed, self._x,
-            scale=self._spec.block.embedding_scale,
-            candidates=candidates, advance=advance, pdl=pdl,
-        )  # fmt: skip
+    def _pick(self, kind: SamplingKind) -> None:
+        if kind == GREEDY:
+            pick_embed(self._next, candidates=self._candidates, pdl=self.pdl)
+        elif self._sampling is None:
+            raise ValueError(f"DecodeChain: made without a sampler, asked to pick by {kind}")
+        else:
+            self._sampling.pick(
+                kind, self.logits, self._next, candidates=self._candidates, pdl=self.pdl
+            )
 
     def _programs(self, tile: Tile, num_rows: int) -> int:
         return min(self._sms * tile.per_sm, -(-num_rows // tile.rows))

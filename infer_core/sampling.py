@@ -1,29 +1,34 @@
 """From logits to a token: repetition penalty, temperature, top-k, top-p, min-p, one draw.
 
 Order and semantics are those of transformers (`GenerationMixin._get_logits_processor` and the
-classes of `generation/logits_process.py`); each transform equals its class element for element.
+classes of `generation/logits_process.py`); each transform equals its class element for element,
+but for probabilities: they are float64 here. In float32 those of a whole vocabulary depend, at
+the borders of top-p, on the order in which a device adds them up.
 
     penalised = logits / penalty where logits >= 0 else logits * penalty, for tokens seen
     filtered  = min_p(top_p(top_k(penalised / temperature)))
     token     = first t with  softmax(filtered)[0] + ... + softmax(filtered)[t] > u
 
 `Sampler` runs them without any host synchronisation, on tensors that never move, so that a CUDA
-graph captured for one request serves every later request of the same `SamplingKind`.
+graph captured for one request serves every later request of the same `SamplingKind`. This is the
+specification; in the fused decode step kernels do the same (see `fused_sampling`).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from infer_core.errors import RequestError
+from infer_core.kernels.sampling_parts import SamplerState
 from infer_core.sampling_params import SamplingParams
 
 # Beyond these a float32 logit divided by the temperature turns infinite, or a temperature
 # does, and softmax gives NaN; inside them the limits (argmax, uniform) are already reached.
 MIN_TEMPERATURE = 1e-30
 MAX_TEMPERATURE = 1e30
+# Up to here the kernels list the likeliest tokens; beyond, they search the whole vocabulary.
+SMALL_TOP_K = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,7 @@ class SamplingKind:
     greedy: bool
     penalty: bool
     top_k: bool
+    small_top_k: bool
     top_p: bool
     min_p: bool
 
@@ -43,9 +49,13 @@ def kind_of(params: SamplingParams) -> SamplingKind:
         greedy=params.greedy,
         penalty=params.repetition_penalty != 1.0,
         top_k=params.top_k is not None,
+        small_top_k=params.top_k is not None and params.top_k <= SMALL_TOP_K,
         top_p=params.top_p is not None and params.top_p < 1.0,
         min_p=params.min_p is not None and params.min_p > 0.0,
     )
+
+
+GREEDY = kind_of(SamplingParams())
 
 
 class Sampler:
@@ -59,52 +69,64 @@ class Sampler:
 
     def __init__(self, vocab_size: int, *, max_new_tokens: int, device: torch.device | str) -> None:
         self.kind = kind_of(SamplingParams())
+        self._max_new_tokens = max_new_tokens
         self._seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-        self._uniforms = torch.zeros(max_new_tokens, dtype=torch.float32, device=device)
-        self._step = torch.zeros(1, dtype=torch.int64, device=device)
-        # float64 scalars, for transformers holds Python floats: 1 - top_p must round once.
-        # As 0-dim tensors they leave the logits float32.
-        self._values = torch.ones(4, dtype=torch.float64, device=device)
-        self._penalty, self._temperature, self._top_p, self._min_p = self._values.unbind()
-        self._top_k = torch.ones((), dtype=torch.int64, device=device)
+        # All that a request brings, in one copy from memory that the GPU can read by itself.
+        num_bytes = _HEAD_BYTES + 4 * max_new_tokens
+        self._data = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+        self._staging = torch.zeros(
+            num_bytes, dtype=torch.uint8, pin_memory=self._data.device.type == "cuda"
+        )
+        self._values, self._counters, self._uniforms = _views(self._data)
+        # 0-dim tensors, so that they leave the logits float32
+        self._penalty, self._temperature, self._top_p, self._min_p, _ = self._values.unbind()
+        self._top_k, self._step = self._counters[0], self._counters[1:]
 
-    def begin(
-        self, params: SamplingParams, prompt_tokens: Sequence[int], *, max_new_tokens: int
-    ) -> None:
+    def begin(self, params: SamplingParams, prompt: Tensor, *, max_new_tokens: int) -> None:
         """Set up for one request: its parameters, the tokens of its prompt, its random draws.
+
+        `prompt` int64 [num_tokens], on the device. Nothing waits for the device, so the one before
+        must have taken its data: it has if any of its tokens was read.
 
         Raises:
             RequestError: `max_new_tokens` is more than the sampler was built for.
         """
-        if max_new_tokens > len(self._uniforms):
+        if max_new_tokens > self._max_new_tokens:
             raise RequestError(
                 f"max_new_tokens is {max_new_tokens}, this sampler holds random draws for "
-                f"{len(self._uniforms)}; ask for fewer or load with a larger max_context"
+                f"{self._max_new_tokens}; ask for fewer or load with a larger max_context"
             )
         self.kind = kind_of(params)
         if self.kind.greedy and not self.kind.penalty:
             return  # argmax has no state, and every copy to the device delays the first token
-        self._step.zero_()
         if self.kind.penalty:
             self._seen.zero_()
-            prompt = torch.tensor(list(prompt_tokens), dtype=torch.int64)
-            self._seen.scatter_(0, prompt.to(self._seen.device), True)
-        self._values.copy_(
-            torch.tensor(
-                [
-                    params.repetition_penalty,
-                    min(max(params.temperature, MIN_TEMPERATURE), MAX_TEMPERATURE),
-                    1.0 if params.top_p is None else params.top_p,
-                    0.0 if params.min_p is None else params.min_p,
-                ],
-                dtype=torch.float64,
-            )
+            self._seen.index_fill_(0, prompt, True)
+        top_p = 1.0 if params.top_p is None else params.top_p
+        values, counters, uniforms = _views(self._staging)
+        values[:] = torch.tensor(
+            [
+                params.repetition_penalty,
+                min(max(params.temperature, MIN_TEMPERATURE), MAX_TEMPERATURE),
+                top_p,
+                0.0 if params.min_p is None else params.min_p,
+                _dropped_share(top_p),
+            ],
+            dtype=torch.float64,
         )
-        if params.top_k is not None:
-            self._top_k.fill_(min(params.top_k, len(self._seen)))
-        if not self.kind.greedy:
-            draws = uniform_draws(params.seed, max_new_tokens)
-            self._uniforms[:max_new_tokens].copy_(draws)
+        vocab_size = len(self._seen)
+        counters[0] = vocab_size if params.top_k is None else min(params.top_k, vocab_size)
+        counters[1] = 0
+        num_draws = 0 if self.kind.greedy else max_new_tokens
+        uniforms[:num_draws] = uniform_draws(params.seed, num_draws)
+        used = slice(_HEAD_BYTES + 4 * num_draws)
+        self._data[used].copy_(self._staging[used], non_blocking=True)
+
+    @property
+    def state(self) -> SamplerState:
+        """What the kernels of the fused step read and write."""
+        seen = self._seen.view(torch.uint8)
+        return SamplerState(self._values, self._counters, self._uniforms, seen)
 
     def pick(self, logits: Tensor) -> Tensor:
         """Choose the next token and record it: logits [vocab_size] -> token [1], int64.
@@ -127,11 +149,31 @@ class Sampler:
                 logits = keep_min_p(logits, self._min_p)
             # A host running ahead of the end of a request may replay past the table.
             step = self._step.clamp(max=len(self._uniforms) - 1)
-            token = draw(logits.softmax(dim=-1), self._uniforms[step])
+            token = draw(shares(logits), self._uniforms[step])
             self._step.add_(1)
         if kind.penalty:
             self._seen.scatter_(0, token, True)
         return token
+
+
+_HEAD_BYTES = 64  # 5 float64 values, 2 int64 counters (top_k, draws used), padding
+
+
+def _views(data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Split the bytes of a request: values float64, counters int64, draws float32."""
+    return (
+        # float64, for transformers holds Python floats: 1 - top_p must round once
+        data[:40].view(torch.float64),
+        data[40:56].view(torch.int64),
+        data[_HEAD_BYTES:].view(torch.float32),
+    )
+
+
+def _dropped_share(top_p: float) -> float:
+    """Share of the probability up to which a sum, rounded to float32, is at most 1 - top_p."""
+    border = torch.tensor(1 - top_p, dtype=torch.float32)
+    above = torch.nextafter(border, torch.tensor(torch.inf))
+    return float((border.double() + above.double()) / 2)
 
 
 def uniform_draws(seed: int, num_draws: int) -> Tensor:
@@ -161,12 +203,12 @@ def keep_top_k(logits: Tensor, k: Tensor | int) -> Tensor:
 def keep_top_p(logits: Tensor, p: Tensor | float) -> Tensor:
     """Drop the least likely tokens whose probabilities add up to at most 1 - p.
 
-    Among equal logits at the border the order of `torch.sort` decides, as in transformers.
+    Of equal logits at the border the first tokens go first. (In transformers the order of an
+    unstable sort decides, which differs between devices.)
     """
-    ascending, order = logits.sort()
-    # Summed in float64, then rounded: transformers' very numbers on a CPU (whose cumsum sums
-    # so), and on a GPU independent of the order of a parallel scan, so that a seed repeats.
-    below = ascending.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64).float()
+    ascending, order = logits.sort(stable=True)
+    cumulative = shares(ascending).cumsum(dim=-1)
+    below = (cumulative / cumulative[-1:]).float()
     dropped = below <= 1 - p
     dropped[-1:] = False
     return logits.masked_fill(torch.empty_like(dropped).scatter_(0, order, dropped), -torch.inf)
@@ -174,17 +216,24 @@ def keep_top_p(logits: Tensor, p: Tensor | float) -> Tensor:
 
 def keep_min_p(logits: Tensor, p: Tensor | float) -> Tensor:
     """Drop tokens less likely than p times the most likely one (which p <= 1 always keeps)."""
-    probabilities = logits.softmax(dim=-1)
-    floor = probabilities.amax(dim=-1, keepdim=True) * p
-    return logits.masked_fill(probabilities < floor, -torch.inf)
+    return logits.masked_fill(shares(logits) < p, -torch.inf)
+
+
+def shares(logits: Tensor) -> Tensor:
+    """Give probabilities relative to that of the likeliest token, float64; softmax, not divided.
+
+    The difference is that of float32, and what float32 cannot hold is 0, as in its softmax.
+    """
+    share = (logits - logits.amax(dim=-1, keepdim=True)).double().exp()
+    return torch.where(share.float() > 0, share, 0.0)
 
 
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """Invert the cumulative distribution at `uniform` [1] in [0, 1): token [1], int64.
 
-    A token of probability zero is never drawn. The sum is float64: the largest float32 below 1
-    lies 6e-8 under it, a thousand times further than the sum can err, so that some token with
-    probability always reaches above `uniform * total`.
+    `probabilities` need not add up to 1. A token of probability zero is never drawn. The sum is
+    float64: the largest float32 below 1 lies 6e-8 under it, a thousand times further than the sum
+    can err, so that some token with probability always reaches above `uniform * total`.
     """
     cumulative = probabilities.cumsum(dim=-1, dtype=torch.float64)
     reached = cumulative > uniform * cumulative[-1:]

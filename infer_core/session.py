@@ -13,7 +13,7 @@ import torch
 from infer_core.decode_chain import DecodeChain, supports
 from infer_core.decoder import Decoder, Piece
 from infer_core.kv_cache import KVCache
-from infer_core.sampling import Sampler, SamplingKind, kind_of
+from infer_core.sampling import GREEDY, Sampler, SamplingKind, kind_of
 from infer_core.sampling_params import SamplingParams
 from infer_core.specs import ModelSpec
 
@@ -95,7 +95,7 @@ class Session:
         # with each the logits it leaves, which must live on or another graph would use their memory
         self._graphs: dict[GraphKey, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._graph_pool = graph_pool
-        self._kind = kind_of(SamplingParams())
+        self._kind = GREEDY
         self._prompt_len = 0
         self._num_written = 0  # positions, from 0 on, that the cache was given since prefill
         # What a request brings, in one copy: the header, and the prompt. Tokens stay there by
@@ -120,6 +120,7 @@ class Session:
                 max_context=context,
                 sequence=self._sequence,
                 position=self._position,
+                sampler=self._sampler.state,
             )
         self._marks: list[float | torch.cuda.Event] = []
         self._reader = torch.cuda.Stream() if device.type == "cuda" else None
@@ -166,7 +167,7 @@ class Session:
                 make_room()
             self._num_written = 0  # unknown until prefill
         for key, body in missing.items():
-            self._sampler.begin(sampling, [0], max_new_tokens=1)
+            self._sampler.begin(sampling, self._sequence[:1], max_new_tokens=1)
             # the first position that prefill is going to write anyhow
             self._post(keep, [0] * (keep + 1))
             self._inbox[:HEADER].copy_(self._outbox[:HEADER])
@@ -189,14 +190,14 @@ class Session:
         num_tokens = self._prompt_len = len(prompt)
         self._num_written = 0  # stays so if anything goes wrong
         self._kind = kind_of(sampling)
-        self._sampler.begin(sampling, prompt, max_new_tokens=max_new_tokens)
         piece = self._prefill_chunk if self._use_kv_cache else num_tokens
         last = keep + (num_tokens - keep - 1) // piece * piece
         self._post(last, prompt)
         key = self._prompt_graph(num_tokens, keep)
-        if not key.is_fresh:
+        if not key.is_fresh or self._kind.penalty:  # else the copy is part of the pass
             size = HEADER + num_tokens
             self._inbox[:size].copy_(self._outbox[:size], non_blocking=True)
+        self._sampler.begin(sampling, self._sequence[:num_tokens], max_new_tokens=max_new_tokens)
         for start in range(keep, last, piece):
             self._start.fill_(start)
             tokens = self._sequence[start : start + piece]
@@ -311,12 +312,8 @@ class Session:
     def _step(self) -> None:
         """One decode step over static buffers; capturable, since nothing visits the host."""
         if self._chain is not None:
-            greedy = self._kind.greedy and not self._kind.penalty
-            self._chain.step(greedy=greedy)
+            self._chain.step(self._kind)
             self.logits = self._chain.logits[None]
-            if not greedy:
-                self._chain.token.copy_(self._sampler.pick(self._chain.logits))
-                self._chain.advance()
         elif self._use_kv_cache:
             index = self._position.long()
             token = self._sequence.index_select(0, index)
@@ -354,12 +351,8 @@ class Session:
         if self._chain is not None:
             piece = Piece(self.cache, self._start, self._count, True, is_fresh)
             normed = self.decoder.hidden(tokens, piece).index_select(0, self._last_row)
-            greedy = self._kind.greedy and not self._kind.penalty
-            self._chain.pick_from(normed[0], greedy=greedy)
+            self._chain.finish_prefill(normed[0], self._kind)
             self.logits = self._chain.logits[None]
-            if not greedy:
-                self._chain.token.copy_(self._sampler.pick(self._chain.logits))
-                self._chain.advance()
             self._first_token.copy_(self._chain.token, non_blocking=True)
             return
         self.logits = self.decoder.forward(

@@ -59,11 +59,11 @@ def _capture(chain: DecodeChain) -> torch.cuda.CUDAGraph:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        chain.step(greedy=True)  # compiles; capture must not
+        chain.step()  # compiles; capture must not
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        chain.step(greedy=True)
+        chain.step()
     return graph
 
 

@@ -3,9 +3,10 @@
     python bench/gpu/compile_chain.py [CONFIG_JSON ...] [--sms 132]
 
 For every config.json given, or every installed reference model: one step over meta tensors, bf16,
-compiled for compute capability 9.0 with the built-in tiles of a GPU of `--sms` multiprocessors.
-Printed per kernel: registers and local-memory bytes (spills) a thread, shared memory, warps. Needs
-Triton and the plugins, no GPU; exits 1 if a kernel does not fit (shared memory over 227 KB).
+greedy and with every kind of sampling, compiled for compute capability 9.0 with the built-in tiles
+of a GPU of `--sms` multiprocessors. Printed per kernel: registers and local-memory bytes (spills) a
+thread, shared memory, warps. Needs Triton and the plugins, no GPU; exits 1 if a kernel does not fit
+(shared memory over 227 KB).
 """
 
 import argparse
@@ -29,9 +30,19 @@ from infer_core.decode_chain import DecodeChain
 from infer_core.kv_cache import KVCache
 from infer_core.parameters import model_parameters
 from infer_core.plugins import load_registry
+from infer_core.sampling import Sampler, kind_of
+from infer_core.sampling_params import SamplingParams
 
 SHARED_BYTES = 227 * 1024
 CONTEXT = 2048
+STEPS = (
+    SamplingParams(),
+    SamplingParams(repetition_penalty=1.1),
+    SamplingParams(temperature=0.8, top_k=50),
+    SamplingParams(temperature=0.8, top_k=50, top_p=0.9, min_p=0.1, repetition_penalty=1.1),
+    SamplingParams(temperature=0.8),
+    SamplingParams(temperature=0.8, top_k=500, top_p=0.9, min_p=0.1, repetition_penalty=1.1),
+)
 
 
 class Sm90:
@@ -63,7 +74,7 @@ def resources(kernel: Any) -> dict[str, int]:
 
 
 def compile_step(spec: ModelSpec, num_sms: int) -> list[tuple[str, Any]]:
-    """Compile every kernel of one greedy step, each once."""
+    """Compile every kernel of one step of each kind, each once."""
     empty = {"device": "meta", "dtype": torch.bfloat16}
     parameters = {n: torch.empty(p.shape, **empty) for n, p in model_parameters(spec).items()}
     cache = KVCache(spec, context=CONTEXT, **empty)
@@ -78,17 +89,22 @@ def compile_step(spec: ModelSpec, num_sms: int) -> list[tuple[str, Any]]:
         compiled.setdefault(kernel.hash, (self.fn.__name__, kernel))
         return kernel
 
-    with mock.patch.object(JITFunction, "run", compile_only):
+    with (
+        mock.patch.object(JITFunction, "run", compile_only),
+        mock.patch("infer_core.decode_chain.num_multiprocessors", return_value=num_sms),
+    ):
         chain = DecodeChain(
             spec,
             parameters,
             [(table, table) for table in tables],
             list(zip(cache.keys, cache.values, strict=True)),
             max_context=CONTEXT,
+            sampler=Sampler(spec.shape.vocab_size, max_new_tokens=1, device="meta").state,
             pdl=True,
             tiles=default_tiles(spec, num_sms),
         )
-        chain.step(greedy=True)
+        for params in STEPS:
+            chain.step(kind_of(params))
     return list(compiled.values())
 
 

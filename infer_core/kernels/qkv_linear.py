@@ -11,6 +11,8 @@ Dtypes  as in `linear` and `qk_norm_rope`.
 Bound   as `linear`.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -209,7 +211,7 @@ def qkv_linear(
     tile = heads_tile(
         x.shape[0], weight.shape[0], head_dim, 2 * cos.shape[-1], num_multiprocessors(x.device)
     )
-    rest = {
+    rest: dict[str, Any] = {
         "num_heads": num_heads,
         "num_kv_heads": num_kv_heads,
         "head_dim": head_dim,
@@ -219,7 +221,11 @@ def qkv_linear(
         "v_cache": v_cache,
         "count": count,
     }
-    norm = {"eps": eps, "weight_offset": weight_offset, "weight_in_fp32": weight_in_fp32}
+    norm: dict[str, Any] = {
+        "eps": eps,
+        "weight_offset": weight_offset,
+        "weight_in_fp32": weight_in_fp32,
+    }
     if tile is None or not has_descriptors(x, weight):
         qkv = linear(x, weight, bias)
         qk_norm_rope(qkv, cos, sin, start, **rest, **norm)

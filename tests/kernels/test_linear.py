@@ -125,7 +125,9 @@ def test_tiles_fit_the_shared_memory_of_a_multiprocessor(num_tokens, num_rows, w
         pytest.param({"x": torch.zeros(2, 9)}, r"weight must be \[num_rows, 9\]", id="width"),
         pytest.param({"x": torch.zeros(8)}, r"x must be \[num_rows, width\]", id="vector"),
         pytest.param({"weight": torch.zeros(4, 8).half()}, "must be torch.float32", id="dtype"),
-        pytest.param({"bias": torch.zeros(5)}, r"bias has shape \(5,\), expected \(4,\)", id="bias"),
+        pytest.param(
+            {"bias": torch.zeros(5)}, r"bias has shape \(5,\), expected \(4,\)", id="bias"
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(wrong, message):
