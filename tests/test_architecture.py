@@ -47,7 +47,7 @@ GROUPS: dict[str, tuple[set[str], set[str]]] = {
         {"facts", "contract", "kernels"},
     ),
     "model": (
-        {"decoder", "decode_chain", "chain_tiles", "tuner", "step_timer"},
+        {"decoder", "decode_chain", "chain_tiles", "fused_sampling", "tuner", "step_timer"},
         {"facts", "contract", "kernels", "parts"},
     ),
     "text": (
