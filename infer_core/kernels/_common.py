@@ -11,16 +11,6 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @cache
-def has_pdl(device: torch.device) -> bool:
-    """Whether the device can start a kernel before its predecessor ends (capability >= 9.0).
-
-    A kernel launched so must call `gdc_wait` before it reads what other kernels write, all of them
-    in a row: its predecessor has then ended, and with it every kernel before that one.
-    """
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-@cache
 def num_multiprocessors(device: torch.device) -> int:
     """Multiprocessors of a GPU; 4 programs stand in for them in Triton's interpreter."""
     if device.type != "cuda":

@@ -19,13 +19,11 @@ Source  pre-norm residual blocks, arXiv:2002.04745; the norm on a block's output
 import torch
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from infer_core.kernels._common import (
     at_least_fp32,
     check_rows,
     check_tensor,
-    has_pdl,
     scale_by_norm_weight,
 )
 from infer_core.kernels.rms_norm import norm_warps, rms_norm_ref
@@ -77,10 +75,7 @@ def _add_rms_norm_kernel(
     NORM: tl.constexpr,
     WEIGHT_IN_FP32: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
-    PDL: tl.constexpr,
 ):
-    if PDL:
-        gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK_SIZE)
     mask = cols < hidden_size
@@ -88,8 +83,6 @@ def _add_rms_norm_kernel(
         post_weight = tl.load(post_weight_ptr + cols, mask=mask, other=0.0)
     if NORM:
         weight = tl.load(weight_ptr + cols, mask=mask, other=0.0)
-    if PDL:
-        gdc_wait()  # above: weights, which no kernel writes
 
     residual = tl.load(residual_ptr + row * stride_residual_row + cols, mask=mask, other=0.0)
     dtype = residual.dtype
@@ -158,7 +151,6 @@ def add_rms_norm(
     new_residual = torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
     normed = new_residual if weight is None else torch.empty_like(new_residual)
     block_size = triton.next_power_of_2(residual.shape[1])
-    pdl = has_pdl(residual.device)
     _add_rms_norm_kernel[(residual.shape[0],)](
         x,
         residual,
@@ -179,8 +171,6 @@ def add_rms_norm(
         NORM=weight is not None,
         WEIGHT_IN_FP32=weight_in_fp32,
         BLOCK_SIZE=block_size,
-        PDL=pdl,
         num_warps=norm_warps(block_size),
-        launch_pdl=pdl,
     )
     return normed, new_residual

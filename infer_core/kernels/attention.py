@@ -25,14 +25,12 @@ import math
 import torch
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from infer_core.kernels._common import (
     at_least_fp32,
     check_cache,
     check_heads,
     check_position,
-    has_pdl,
     num_multiprocessors,
     tanh,
 )
@@ -225,11 +223,7 @@ def _prefill_attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
-    PDL: tl.constexpr,
 ):
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     kv_head = tl.program_id(1).to(tl.int64)
     # the last tokens see the most keys: the longest programs first, or they end alone
@@ -345,7 +339,6 @@ def prefill_attention(
     block_m, block_n, num_warps, num_stages = tile_sizes(
         num_rows, num_kv_heads, head_dim, qkv.dtype, num_multiprocessors(qkv.device)
     )
-    pdl = has_pdl(qkv.device)
     _prefill_attention_kernel[(triton.cdiv(num_rows, block_m), num_kv_heads)](
         qkv,
         k_cache,
@@ -367,10 +360,8 @@ def prefill_attention(
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_DIM=max(16, triton.next_power_of_2(head_dim)),
-        PDL=pdl,
         num_warps=num_warps,
         num_stages=num_stages,
-        launch_pdl=pdl,
     )
     return y
 

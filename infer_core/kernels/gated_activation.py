@@ -18,9 +18,8 @@ from collections.abc import Callable
 import torch
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from infer_core.kernels._common import at_least_fp32, check_rows, has_pdl
+from infer_core.kernels._common import at_least_fp32, check_rows
 
 _TORCH_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": torch.nn.functional.silu,
@@ -49,11 +48,7 @@ def _activation_kernel(
     ACTIVATION: tl.constexpr,
     GATED: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
-    PDL: tl.constexpr,
 ):
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     mask = cols < width
@@ -101,7 +96,6 @@ def _launch(kernel: str, x: torch.Tensor, act: str, *, gated: bool) -> torch.Ten
     width = x.shape[1] // 2 if gated else x.shape[1]
     y = torch.empty((x.shape[0], width), dtype=x.dtype, device=x.device)
     block_size = min(1024, triton.next_power_of_2(width))
-    pdl = has_pdl(x.device)
     _activation_kernel[(x.shape[0], triton.cdiv(width, block_size))](
         x,
         y,
@@ -110,7 +104,5 @@ def _launch(kernel: str, x: torch.Tensor, act: str, *, gated: bool) -> torch.Ten
         ACTIVATION=act,
         GATED=gated,
         BLOCK_SIZE=block_size,
-        PDL=pdl,
-        launch_pdl=pdl,
     )
     return y

@@ -27,10 +27,9 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from infer_core.kernels._common import check_rows, has_pdl, num_multiprocessors
+from infer_core.kernels._common import check_rows, num_multiprocessors
 from infer_core.kernels.chain_parts import activate
 from infer_core.kernels.gated_activation import activation as plain_activation
 from infer_core.kernels.gated_activation import (
@@ -96,12 +95,8 @@ def _linear_kernel(
     ACTIVATION: tl.constexpr,
     GATED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    PDL: tl.constexpr,
 ):
     # num_rows counts columns of y; a gated weight has the up rows num_rows further down
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
     # Programs that run at the same time take 8 tiles of tokens by as many of rows, so that both
     # stay in the L2 cache.
     token_tiles = tl.cdiv(num_tokens, BLOCK_TOKENS)
@@ -217,7 +212,6 @@ def launch_linear(
     dtype = x.dtype if parts == 1 else torch.float32
     y = torch.empty((parts, num_tokens, columns), dtype=dtype, device=x.device)
     tiles = triton.cdiv(num_tokens, tile.tokens) * triton.cdiv(columns, tile.rows)
-    pdl = has_pdl(x.device)
     _linear_kernel[(tiles, parts)](
         TensorDescriptor.from_tensor(x, [tile.tokens, tile.width]),
         TensorDescriptor.from_tensor(weight, [tile.rows, tile.width]),
@@ -233,10 +227,8 @@ def launch_linear(
         ACTIVATION=activation,
         GATED=gated,
         HAS_BIAS=bias is not None,
-        PDL=pdl,
         num_warps=tile.warps,
         num_stages=tile.stages,
-        launch_pdl=pdl,
     )
     return y
 

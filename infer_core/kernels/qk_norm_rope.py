@@ -21,7 +21,6 @@ leave the caches out and call `write_kv` afterwards.
 import torch
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from infer_core.kernels._common import (
     at_least_fp32,
@@ -29,7 +28,6 @@ from infer_core.kernels._common import (
     check_heads,
     check_position,
     check_tensor,
-    has_pdl,
     scale_by_norm_weight,
 )
 from infer_core.kernels.rms_norm import rms_norm_ref
@@ -119,11 +117,7 @@ def _qk_norm_rope_kernel(
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
-    PDL: tl.constexpr,
 ):
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
     dtype: tl.constexpr = qkv_ptr.dtype.element_ty
     token = tl.program_id(0).to(tl.int64)
     position = tl.load(start_ptr) + token
@@ -241,7 +235,6 @@ def qk_norm_rope(
         count=count,
     )
     half = cos.shape[1]
-    pdl = has_pdl(qkv.device)
     block_dim = triton.next_power_of_2(head_dim)
     total_heads = triton.next_power_of_2(num_heads + num_kv_heads)
     block_heads = max(1, min(total_heads, 2048 // block_dim))
@@ -272,9 +265,7 @@ def qk_norm_rope(
         BLOCK_HALF=triton.next_power_of_2(half),
         BLOCK_REST=triton.next_power_of_2(max(1, head_dim - 2 * half)),
         BLOCK_DIM=block_dim,
-        PDL=pdl,
         num_warps=4,
-        launch_pdl=pdl,
     )
 
 

@@ -13,13 +13,11 @@ Source  arXiv:1910.07467; the two rounding orders are those of the published
 import torch
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from infer_core.kernels._common import (
     at_least_fp32,
     check_rows,
     check_tensor,
-    has_pdl,
     scale_by_norm_weight,
 )
 
@@ -55,11 +53,7 @@ def _rms_norm_kernel(
     weight_offset,
     WEIGHT_IN_FP32: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
-    PDL: tl.constexpr,
 ):
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
     # int64: row * stride would overflow int32 from 2**31 elements on
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK_SIZE)
@@ -94,7 +88,6 @@ def rms_norm(
     # In place is safe: a program has read its whole row, for the mean, before it writes.
     y = x if in_place else torch.empty(x.shape, dtype=x.dtype, device=x.device)
     block_size = triton.next_power_of_2(x.shape[1])
-    pdl = has_pdl(x.device)
     _rms_norm_kernel[(x.shape[0],)](
         x,
         weight,
@@ -106,9 +99,7 @@ def rms_norm(
         weight_offset,
         WEIGHT_IN_FP32=weight_in_fp32,
         BLOCK_SIZE=block_size,
-        PDL=pdl,
         num_warps=norm_warps(block_size),
-        launch_pdl=pdl,
     )
     return y
 

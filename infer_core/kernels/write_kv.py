@@ -15,9 +15,8 @@ chunk longer than the ring only the last `capacity` tokens are written, each slo
 import torch
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from infer_core.kernels._common import check_cache, check_heads, check_position, has_pdl
+from infer_core.kernels._common import check_cache, check_heads, check_position
 
 
 def write_kv_ref(
@@ -58,11 +57,7 @@ def _write_kv_kernel(
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
-    PDL: tl.constexpr,
 ):
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
     if PADDED:
         num_tokens = tl.load(count_ptr)
     # counted from the last token, so that the grid need not know how many are padding
@@ -107,7 +102,6 @@ def write_kv(
         name, k_cache, v_cache, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype=qkv.dtype
     )
     num_written = min(qkv.shape[0], capacity)
-    pdl = has_pdl(qkv.device)
     _write_kv_kernel[(num_written, num_kv_heads)](
         qkv,
         start,
@@ -122,7 +116,5 @@ def write_kv(
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=head_dim,
         BLOCK_DIM=triton.next_power_of_2(head_dim),
-        PDL=pdl,
         num_warps=1,
-        launch_pdl=pdl,
     )
