@@ -109,14 +109,15 @@ class Decoder:
         if spec.norm.before:
             normed = ops.rms_norm(residual, self.parameters["layers.0.attn_norm"], eps, **norm)
         for layer in range(spec.shape.num_layers):
+            last = layer + 1 == spec.shape.num_layers
             prefix = f"layers.{layer}."
-            attended = ops.linear_parts(
-                self._attend(layer, normed, piece),
-                self.parameters[prefix + "attn_out"],
-                get(prefix + "attn_out_bias"),
-            )
+            # what add_rms_norm takes has no name, so that its memory is free for what comes next
             normed, residual = ops.add_rms_norm(
-                attended,
+                ops.linear_parts(
+                    self._attend(layer, normed, piece),
+                    self.parameters[prefix + "attn_out"],
+                    get(prefix + "attn_out_bias"),
+                ),
                 residual,
                 get(prefix + "mlp_norm"),
                 eps,
@@ -124,19 +125,18 @@ class Decoder:
                 residual_scale=block.residual_scale,
                 **norm,
             )
-            inner = ops.linear_activation(
-                normed,
-                self.parameters[prefix + "gate_up"],
-                get(prefix + "gate_up_bias"),
-                activation=block.activation,
-                gated=block.gated,
-            )
-            narrow = ops.linear_parts(
-                inner, self.parameters[prefix + "mlp_out"], get(prefix + "mlp_out_bias")
-            )
-            last = layer + 1 == spec.shape.num_layers
             normed, residual = ops.add_rms_norm(
-                narrow,
+                ops.linear_parts(
+                    ops.linear_activation(
+                        normed,
+                        self.parameters[prefix + "gate_up"],
+                        get(prefix + "gate_up_bias"),
+                        activation=block.activation,
+                        gated=block.gated,
+                    ),
+                    self.parameters[prefix + "mlp_out"],
+                    get(prefix + "mlp_out_bias"),
+                ),
                 residual,
                 get("final_norm" if last else f"layers.{layer + 1}.attn_norm"),
                 eps,

@@ -11,6 +11,7 @@ import torch
 from infer_core.chain_tiles import attention_split, default_tiles
 from infer_core.decode_chain import supports
 from infer_core.device import cublas_workspace_bytes
+from infer_core.kernels.linear import parts_tile
 from infer_core.kv_cache import kv_bytes
 from infer_core.parameters import Parameter, model_parameters
 from infer_core.session import PREFILL_ROWS, bucket, context_bucket
@@ -98,11 +99,15 @@ def _session_state(spec: ModelSpec, context: int, itemsize: int) -> int:
 
 
 def _chain(spec: ModelSpec, context: int, itemsize: int) -> int:
-    """`DecodeChain`: vectors and logits, and of every layer q, k, v and the attention's parts."""
+    """`DecodeChain`: vectors and logits, and of every layer q, k, v and the attention's parts.
+
+    Sampling keeps penalised logits (4 bytes a token) and a list of the likeliest (16).
+    """
     # the number of multiprocessors does not decide the attention's tile
     tile = default_tiles(spec, num_sms=1).attention
     shape = spec.shape
-    total = (3 * shape.hidden_size + shape.intermediate_size) * itemsize + shape.vocab_size * 4
+    vectors = (3 * shape.hidden_size + shape.intermediate_size) * itemsize
+    total = vectors + shape.vocab_size * (4 + 4 + 16)
     for attention, policy in zip(spec.attention, spec.kv_cache, strict=True):
         slots = policy.capacity(context)
         num_parts = 1 + -(-slots // attention_split(attention, slots, tile).split)
@@ -113,27 +118,36 @@ def _chain(spec: ModelSpec, context: int, itemsize: int) -> int:
 
 
 def _prefill(spec: ModelSpec, rows: int, itemsize: int) -> int:
-    """`Decoder.forward` over `rows` tokens: what is alive at once, logits of earlier passes too.
-
-    A name in `Decoder.hidden` holds its tensor until it gets the next, so that `attended`, `wide`
-    and `narrow` of one layer live on into the layer after it.
-    """
-    hidden, inter = spec.shape.hidden_size, spec.shape.intermediate_size
-    wide = 2 * inter if spec.block.gated else inter
-    qkv = max((a.num_heads + 2 * a.num_kv_heads) * a.head_dim for a in spec.attention)
-    attended = max(a.num_heads * a.head_dim for a in spec.attention)
-    # residual, attended, narrow and normed (which is the residual, unless a block's input has a
-    # norm) are there all the time; beside them the largest of these moments
-    always = (4 if spec.norm.before else 3) * hidden
-    widest = always + max(
-        wide + qkv + attended + hidden,  # out projection, the last layer's wide still there
-        2 * wide,  # gate and up of this layer, those of the last one still there
-        wide + inter + hidden,  # down projection
-        wide + 2 * hidden,  # residual and norm
+    """`Decoder.hidden` over `rows` tokens: what is alive at once."""
+    hidden, inter = spec.shape.hidden_size * itemsize, spec.shape.intermediate_size * itemsize
+    qkv = max((a.num_heads + 2 * a.num_kv_heads) * a.head_dim for a in spec.attention) * itemsize
+    width = max(a.num_heads * a.head_dim for a in spec.attention)
+    attended = width * itemsize
+    # beside the activated MLP, what it is computed from, where no kernel does both
+    wide = (2 * inter if spec.block.gated else inter) if itemsize == 4 else 0
+    out = _parts_bytes(spec, rows, width, itemsize)
+    narrow = _parts_bytes(spec, rows, spec.shape.intermediate_size, itemsize)
+    # the residual and the normed input (which is the residual, unless a block's input has a norm)
+    # are there all the time; beside them the largest of these moments
+    stream = (2 if spec.norm.before else 1) * hidden
+    widest = stream + max(
+        qkv + attended,
+        attended + out,
+        wide + inter,
+        inter + narrow,
+        max(out, narrow) + stream,  # as long as the norm before is needed, it is there twice
     )
-    logits = spec.shape.vocab_size * (itemsize + 4)  # of this pass, then rounded up to float32
-    kept = spec.shape.vocab_size * 4  # of the pass before
-    return max(rows * widest * itemsize, rows * hidden * itemsize + logits) + kept
+    logits = 0
+    if not supports(spec):  # of this pass, rounded up to float32, and of the pass before
+        logits = spec.shape.vocab_size * (itemsize + 4 + 4)
+    return max(rows * widest, rows * hidden + logits)
+
+
+def _parts_bytes(spec: ModelSpec, rows: int, width: int, itemsize: int) -> int:
+    """`linear_parts`: bytes of its result a token, on a GPU of 132 multiprocessors."""
+    hidden = spec.shape.hidden_size
+    tile = parts_tile(rows, hidden, width, num_sms=132) if itemsize < 4 else None
+    return hidden * (itemsize if tile is None or tile.parts == 1 else 4 * tile.parts)
 
 
 def _elements(parameter: Parameter) -> int:
