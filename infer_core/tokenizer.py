@@ -10,16 +10,6 @@ import tokenizers
 from infer_core.errors import RequestError, TokenizerError
 from infer_core.json_files import read_json_object
 
-# The named tokens transformers knows (`SPECIAL_TOKENS_ATTRIBUTES`); chat templates read them.
-SPECIAL_TOKENS = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -105,15 +95,18 @@ class Tokenizer:
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:
-    """Named special tokens as transformers resolves them.
+    """Named special tokens as transformers resolves them: bos_token and whatever else is `*_token`.
 
     special_tokens_map.json is the older place and holds only where tokenizer_config.json does
     not list its added tokens.
     """
-    named = read_json_object(folder / "tokenizer_config.json")
-    if "added_tokens_decoder" not in named:
-        named |= read_json_object(folder / "special_tokens_map.json")
-    return {name: text for name in SPECIAL_TOKENS if (text := _text(named.get(name))) is not None}
+    config = read_json_object(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:
+        config |= read_json_object(folder / "special_tokens_map.json")
+    named = {name: token for name, token in config.items() if name.endswith("_token")}
+    if isinstance(extra := config.get("extra_special_tokens"), dict):  # a list has no names
+        named |= extra
+    return {name: text for name, token in named.items() if (text := _text(token)) is not None}
 
 
 def _text(token: Any) -> str | None:

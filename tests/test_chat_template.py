@@ -106,6 +106,13 @@ def test_each_construct_renders_as_in_transformers(source):
     assert rendered == by_transformers(source, messages, add_generation_prompt=True)
 
 
+@pytest.mark.parametrize("given", ["reasoning_content", "thinking", "reasoning"])
+@pytest.mark.parametrize("read", ["reasoning_content", "thinking"])
+def test_thoughts_are_found_by_whatever_name_they_come(given, read):
+    messages = [USER, {"role": "assistant", "content": "4", given: "add them"}]
+    assert template("{{ messages[1]." + read + " }}").render(messages) == "add them"
+
+
 def test_the_date_is_that_of_today():
     before = datetime.now()
     rendered = template("{{ strftime_now('%d %b %Y') }}").render([USER])
