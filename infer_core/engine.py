@@ -74,6 +74,7 @@ class Engine:
         self._prefill_chunk = prefill_chunk
         self._sessions: dict[int, Session] = {}
         self._latest: Session | None = None  # holds the last request's keys and values
+        self._request: object | None = None  # the one that may go on
 
     @classmethod
     def load(
@@ -137,7 +138,7 @@ class Engine:
     def release(self) -> None:
         """Free caches and captured graphs; the weights stay."""
         self._sessions.clear()
-        self._latest = None
+        self._latest = self._request = None
 
     def generate(
         self,
@@ -192,13 +193,15 @@ class Engine:
         the device and until the next step only; also of steps beyond the last id.
 
         Raises:
-            RequestError: as for `generate`, when the first id is asked for.
+            RequestError: as for `generate`, when the first id is asked for; or another request
+                has begun since, which took over cache and buffers.
         """
         began = time.perf_counter()
         self.check(prompt, max_new_tokens)
         sampling = sampling or SamplingParams()
         eos = frozenset() if ignore_eos else frozenset(self.spec.eos_token_ids)
         session, keep = self._open(prompt, max_new_tokens, reuse_prefix)
+        request = self._request = object()
         warmed = session.prepare(sampling, len(prompt), keep=keep)
         warm_up_s = time.perf_counter() - began if warmed else 0.0
 
@@ -221,6 +224,11 @@ class Engine:
         )
         while True:
             stop = yield tokens[-1]
+            if self._request is not request:
+                raise RequestError(
+                    "this answer cannot go on: another request has begun on the same model, or it "
+                    "was released; read an answer to its end before asking for the next"
+                )
             if tokens[-1] in eos or stop:
                 finish_reason = "eos" if tokens[-1] in eos else "stop"
                 break
@@ -254,6 +262,7 @@ class Engine:
         """
         prompt, forced = list(ids[:prompt_len]), list(ids[prompt_len:])
         self.check(prompt, len(forced) + 1)
+        self._request = None
         session = self._session(len(ids) + 1)
         session.prefill(prompt, SamplingParams(), len(forced) + 1)
         rows = [session.logits[0].clone()]

@@ -3,6 +3,7 @@ import json
 import math
 import weakref
 
+import numpy
 import pytest
 import torch
 import transformers
@@ -62,6 +63,12 @@ def test_an_answer_is_that_of_transformers(llm, oracle):
 def test_text_and_its_ids_give_the_same_answer(llm):
     by_ids = llm.generate(llm.encode(PROMPT), SHORT)
     assert by_ids.token_ids == llm.generate(PROMPT, SHORT).token_ids
+
+
+@pytest.mark.parametrize("kind", [tuple, numpy.array, torch.tensor])
+def test_ids_may_come_in_any_sequence(llm, kind):
+    ids = llm.encode(PROMPT)
+    assert llm.generate(kind(ids), SHORT).token_ids == llm.generate(ids, SHORT).token_ids
 
 
 def test_a_list_of_prompts_gives_a_list_in_its_order(llm):
@@ -172,10 +179,34 @@ def test_a_model_without_a_template_says_so(tmp_path):
         llm.chat(MESSAGES)
 
 
-def test_an_answer_is_at_most_what_is_left_of_the_context(folder):
-    with LLM(folder, device="cpu", max_context=20) as llm:
+@pytest.mark.parametrize("generation_config", [{}, {"max_new_tokens": 400}], ids=["1024", "400"])
+def test_a_length_nobody_asked_for_gives_way_to_the_context(tmp_path, generation_config):
+    write_checkpoint(tmp_path, generation_config=generation_config)
+    with LLM(tmp_path, device="cpu", max_context=20) as llm:
         answer = llm.generate(list(range(3, 15)))
-    assert len(answer.token_ids) <= 8
+        assert (answer.finish_reason, len(answer.token_ids)) == ("length", 8)
+        with pytest.raises(RequestError, match="12 prompt tokens \\+ 9 new tokens = 21"):
+            llm.generate(list(range(3, 15)), SamplingParams(max_tokens=9))
+
+
+def test_a_prompt_that_fills_the_context_hears_what_can_be_done(llm, folder):
+    with pytest.raises(RequestError, match=r"shorten the prompt$"):
+        llm.generate([5] * 512)
+    with (
+        LLM(folder, device="cpu", max_context=64) as small,
+        pytest.raises(RequestError, match="shorten the prompt or raise max_context"),
+    ):
+        small.generate([5] * 64)
+
+
+def test_an_answer_overtaken_by_another_request_says_so(llm):
+    overtaken = iter(llm.stream(PROMPT, SHORT))
+    next(overtaken)
+    other = llm.generate("Pack", SHORT)
+
+    with pytest.raises(RequestError, match="another request has begun on the same model"):
+        next(overtaken)
+    assert llm.generate("Pack", SHORT).token_ids == other.token_ids
 
 
 @pytest.mark.parametrize(
@@ -190,6 +221,14 @@ def test_an_answer_is_at_most_what_is_left_of_the_context(folder):
             [5] * 500, SamplingParams(max_tokens=20), "500 prompt tokens \\+ 20", id="too-long"
         ),
         pytest.param("a\ud800", None, "lone surrogate", id="not-unicode"),
+        pytest.param(MESSAGES, None, "messages with roles are for `chat`", id="messages"),
+        pytest.param(MESSAGES[0], None, "expected text or a list of token ids", id="one-message"),
+        pytest.param(b"fox", None, "a prompt is b'fox', expected text", id="bytes"),
+        pytest.param([5, "fox"], None, "a prompt is 5, expected text", id="id-and-text"),
+        pytest.param([5, 1.5], None, r"a prompt is \[5, 1.5\], expected text", id="float"),
+        pytest.param(None, None, "a prompt is None, expected text", id="none"),
+        pytest.param((text for text in ["fox"]), None, "is <generator", id="generator"),
+        pytest.param(torch.zeros(2, 3, dtype=torch.int64), None, "is tensor", id="2-d-tensor"),
     ],
 )
 def test_a_bad_request_is_refused_before_anything_runs(llm, monkeypatch, prompt, params, message):
@@ -249,10 +288,14 @@ def test_a_malformed_tokenizer_fails_before_the_weights_are_read(tmp_path):
 def test_closing_frees_the_weights_and_ends_service(folder):
     with LLM(folder, device="cpu") as llm:
         llm.generate(PROMPT, SHORT)
+        unfinished = llm.stream(PROMPT, SHORT)
+        next(iter(unfinished))
         weights = weakref.ref(llm.engine.parameters["embed"])
     gc.collect()
 
     assert weights() is None
+    with pytest.raises(RequestError, match="not complete"):
+        unfinished.read()
     with pytest.raises(RequestError, match="is closed"):
         llm.generate(PROMPT)
     llm.close()
