@@ -71,7 +71,8 @@ def chat(
 ) -> None:
     """Talk with a chat model, in turns; /help lists the commands.
 
-    From a pipe, each line is a turn. Answers go to standard output, all else to standard error.
+    From a pipe, each line is a turn. Answers go to standard output, all else to standard error. A
+    sampling option that is not given is that of the model's generation_config.json, else greedy.
     """
     params = sampling_params(
         max_tokens=max_tokens,

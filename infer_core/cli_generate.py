@@ -47,7 +47,8 @@ def generate(
     seed: Seed = None,
     stop: Stop = None,
     logprobs: Annotated[
-        int | None, typer.Option(help="With --json: logprobs, and of so many other tokens.")
+        int | None,
+        typer.Option(help="With --json: also logprobs, and this many likeliest tokens a step."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document instead of text.")
@@ -56,7 +57,8 @@ def generate(
 ) -> None:
     """Continue a text, token by token (chat models answer in `infer chat`).
 
-    The text goes to standard output as it arrives, everything else to standard error.
+    The text goes to standard output as it arrives, everything else to standard error. A sampling
+    option that is not given is that of the model's generation_config.json, else greedy.
     """
     if logprobs is not None and not as_json:
         raise RequestError("--logprobs are printed with --json only; add it")
@@ -85,7 +87,7 @@ def generate(
         completion = stream.completion
         if as_json:
             document = {"model": llm.name, "commit": llm.commit, **dataclasses.asdict(completion)}
-            print(json.dumps(document, ensure_ascii=False))
+            print(json.dumps(document))
             return
         print()
         if not quiet:

@@ -1,5 +1,6 @@
 """`infer generate`, `infer chat` and `infer inspect` as a user meets them."""
 
+import dataclasses
 import io
 import json
 import os
@@ -16,6 +17,7 @@ from fake_hub import COMMIT, FakeHub, Repository
 from toy_checkpoint import write_checkpoint
 
 from infer_core import LLM, SamplingParams, cli
+from infer_core.cli_options import summary
 from infer_core.engine import Engine
 
 LONG = 4000  # tokens: a tiny model takes seconds for them, so that there is time to interrupt
@@ -185,7 +187,12 @@ def test_sampling_options_reach_the_model(infer, folder, llm):
         pytest.param(["{}", "fox " * 9000], b"", "leaves no room", id="beyond-the-context"),
         pytest.param(["{}", "hi", "--max-tokens", "99999"], b"", "99999 new tokens", id="too-long"),
         pytest.param(["{}", "hi", "--top-k", "5"], b"", "temperature is 0", id="contradiction"),
-        pytest.param(["{}", "hi", "--top-p", "2"], b"", "--top-p: ", id="out-of-range"),
+        pytest.param(
+            ["{}", "hi", "--top-p", "2"],
+            b"",
+            "--top-p: Input should be less than or equal to 1, not 2.0",
+            id="out-of-range",
+        ),
         pytest.param(["{}", "hi", "--stop", ""], b"", "--stop: a stop string", id="empty-stop"),
         pytest.param(["{}", "hi", "--logprobs", "1"], b"", "with --json only", id="logprobs"),
         pytest.param(["nowhere", "hi"], b"", "nor a hub id", id="unknown-model"),
@@ -211,6 +218,32 @@ def test_bad_input_is_one_line_and_exit_code_2(infer, folder, arguments, stdin, 
 def test_bad_input_is_found_before_the_model_is_loaded(infer, folder, monkeypatch, arguments):
     monkeypatch.setattr(Engine, "load", None)
     assert infer("generate", folder, *arguments)[0] == 2
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_help_says_what_an_option_that_is_not_given_means(infer, command):
+    _, out, _ = infer(command, "--help")
+    assert "that of the model's generation_config.json, else greedy" in " ".join(out.split())
+
+
+def test_the_summary_tells_warming_up_from_waiting(llm):
+    answer = llm.generate("The quick", SamplingParams(max_tokens=2))
+    cold = dataclasses.replace(answer, ttft_ms=1234.0, warm_up_s=1.2)
+
+    assert "TTFT 1234 ms (1200 of them warm-up), " in summary(cold)
+    assert "warm-up" not in summary(answer)
+
+
+def test_an_output_that_is_not_unicode_shows_what_it_can(folder, llm):
+    command = [*INFER, "generate", folder, "The quick", "--max-tokens", "9", "-q"]
+    environ = {**os.environ, "PYTHONIOENCODING": "ascii", "CUDA_VISIBLE_DEVICES": ""}
+    shown = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
+    document = subprocess.check_output([*command, "--json"], env=environ)
+
+    text = llm.generate("The quick", SamplingParams(max_tokens=9)).text
+    assert not text.isascii()
+    assert shown == "".join(char if char.isascii() else "?" for char in text) + "\n"
+    assert json.loads(document)["text"] == text
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(folder):
