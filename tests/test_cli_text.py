@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import resource
 import select
 import subprocess
 import sys
@@ -284,6 +285,23 @@ def test_chat_saves_the_conversation_once(infer, folder, tmp_path):
     code, _, err = infer("chat", folder, "--max-tokens", "4", "-q", stdin=lines)
     assert code == 2
     assert "exists; give another name" in err
+
+
+@pytest.mark.parametrize("name", ["talk.json", "nowhere/talk.json"], ids=["full", "no-folder"])
+def test_a_conversation_that_cannot_be_saved_leaves_no_file(folder, tmp_path, name):
+    def fill_the_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    done = subprocess.run(
+        [*INFER, "chat", folder, "--max-tokens", "4", "-q", "--device", "cpu"],
+        input=f"Pack my box\n/save {tmp_path / name}\n".encode(),
+        preexec_fn=fill_the_disk,
+        capture_output=True,
+    )
+
+    assert done.returncode == 2
+    assert b"talk.json cannot be written" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
