@@ -25,6 +25,7 @@ from infer_core.cli_options import (
     Temperature,
     TopK,
     TopP,
+    hide_progress,
     note,
     sampling_params,
     show,
@@ -114,15 +115,20 @@ def _load(
     context: int | None,
     quiet: bool,
 ) -> "LLM":
-    """Load the model; one without a chat template fails before its weights are read."""
+    """Load the model; one without tokenizer or chat template fails before weights are read."""
     from infer_core.device import pick_device
     from infer_core.llm import LLM, load_chat_template
     from infer_core.model_source import resolve_model
     from infer_core.plugins import load_registry
+    from infer_core.tokenizer import has_tokenizer, no_tokenizer
 
+    if quiet:
+        hide_progress()
     device = pick_device(device)
     found = resolve_model(model, load_registry(), device=device, revision=revision)
     load_chat_template(found.name, found.checkpoint, None)
+    if not has_tokenizer(found.checkpoint):
+        raise no_tokenizer(found.name, found.checkpoint)
     limit = found.spec.shape.max_context
     if not quiet:
         note(f"loading {found.name} ...")

@@ -21,6 +21,7 @@ from infer_core.cli_options import (
     Temperature,
     TopK,
     TopP,
+    hide_progress,
     note,
     sampling_params,
     show,
@@ -77,9 +78,19 @@ def generate(
     if not text:
         raise RequestError("the prompt is empty; give some text")
 
+    from infer_core.device import pick_device
     from infer_core.llm import LLM
+    from infer_core.model_source import resolve_model
+    from infer_core.plugins import load_registry
+    from infer_core.tokenizer import has_tokenizer, no_tokenizer
 
-    with LLM(model, device=device, dtype=dtype.value if dtype else None, revision=revision) as llm:
+    if quiet:
+        hide_progress()
+    device = pick_device(device)
+    found = resolve_model(model, load_registry(), device=device, revision=revision)
+    if not has_tokenizer(found.checkpoint):  # said before the weights are read
+        raise no_tokenizer(found.name, found.checkpoint)
+    with LLM(found, device=device, dtype=dtype.value if dtype else None) as llm:
         stream = llm.stream(text, params)
         for piece in stream:
             if not as_json:

@@ -75,6 +75,11 @@ def sampling_params(**options: Any) -> "SamplingParams":
         raise RequestError(f"{option}{first['msg']}, not {first['input']}") from error
 
 
+def hide_progress() -> None:
+    """Keep the hub's client, if it is imported after this, from drawing progress bars."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
 def summary(completion: "Completion") -> str:
     """One line on length and speed."""
     ttft = f"TTFT {completion.ttft_ms:.0f} ms"

@@ -16,7 +16,7 @@ from infer_core.chat_template import ChatTemplate
 from infer_core.completion import Completion
 from infer_core.device import pick_device
 from infer_core.engine import Engine
-from infer_core.errors import ChatTemplateError, RequestError, TokenizerError
+from infer_core.errors import ChatTemplateError, RequestError
 from infer_core.generation_defaults import read_generation_defaults, with_generation_defaults
 from infer_core.model_source import ResolvedModel, resolve_model
 from infer_core.plugins import load_registry
@@ -24,7 +24,7 @@ from infer_core.sampling_params import SamplingParams
 from infer_core.specs import DType
 from infer_core.stop_tokens import stop_token_ids
 from infer_core.text_stream import TextStream
-from infer_core.tokenizer import Tokenizer
+from infer_core.tokenizer import Tokenizer, has_tokenizer, no_tokenizer
 
 DEFAULT_MAX_TOKENS = 1024
 
@@ -70,9 +70,9 @@ class LLM:
         self.tokenizer: Tokenizer | None = None
         self.sampling_defaults: dict[str, Any] = {}
         spec = model.spec
-        if model.checkpoint is not None and (model.checkpoint / "tokenizer.json").is_file():
-            self.tokenizer = Tokenizer.load(model.checkpoint)
         if model.checkpoint is not None:
+            if has_tokenizer(model.checkpoint):
+                self.tokenizer = Tokenizer.load(model.checkpoint)
             self.sampling_defaults = read_generation_defaults(model.checkpoint)
             eos = stop_token_ids(
                 {"eos_token_id": spec.eos_token_ids},
@@ -189,7 +189,7 @@ class LLM:
             TokenizerError: the model has no tokenizer.
         """
         if self.tokenizer is None:
-            raise TokenizerError(_no_tokenizer(self.name, self.checkpoint))
+            raise no_tokenizer(self.name, self.checkpoint)
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def open_stream(
@@ -252,12 +252,3 @@ def _is_prompt(prompts: Prompt | Sequence[Prompt]) -> bool:
     """Whether this is one prompt (an empty list, too), and not a list of them."""
     is_list = isinstance(prompts, Sequence) and not isinstance(prompts, str)
     return not is_list or not any(isinstance(each, Sequence) for each in prompts)
-
-
-def _no_tokenizer(name: str, checkpoint: Path | None) -> str:
-    if checkpoint is None:
-        return (
-            f"{name} is a reference model: random weights and no tokenizer. Give token ids, or "
-            "the checkpoint's folder or hub id instead"
-        )
-    return f"{name} has no tokenizer.json; give token ids instead of text"

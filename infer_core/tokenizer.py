@@ -10,6 +10,7 @@ import tokenizers
 from infer_core.errors import RequestError, TokenizerError
 from infer_core.json_files import read_json_object
 
+TOKENIZER = "tokenizer.json"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -39,14 +40,9 @@ class Tokenizer:
             TokenizerError: tokenizer.json is missing or not one `tokenizers` can read.
             ConfigError: tokenizer_config.json or special_tokens_map.json is not a JSON object.
         """
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            others = sorted(file.name for file in folder.glob("*token*") if file.is_file())
-            raise TokenizerError(
-                f"{folder} has no tokenizer.json (found: {', '.join(others) or 'no other'}); other "
-                "formats are not read. Give token ids instead of text, or save one with "
-                "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-            )
+        path = folder / TOKENIZER
+        if not has_tokenizer(folder):
+            raise no_tokenizer(str(folder), folder)
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises plain Exception for whatever it cannot read
@@ -92,6 +88,26 @@ class Tokenizer:
     def _id_of(self, name: str) -> int | None:
         text = self.special_tokens.get(name)
         return None if text is None else self._backend.token_to_id(text)
+
+
+def has_tokenizer(folder: Path | None) -> bool:
+    """Whether a model, which has a checkpoint folder or not, has a tokenizer."""
+    return folder is not None and (folder / TOKENIZER).is_file()
+
+
+def no_tokenizer(name: str, folder: Path | None) -> TokenizerError:
+    """Make the error of a model that takes token ids only."""
+    if folder is None:
+        return TokenizerError(
+            f"{name} is a reference model: random weights and no tokenizer. Give token ids, or "
+            "the checkpoint's folder or hub id instead"
+        )
+    others = sorted(file.name for file in folder.glob("*token*") if file.is_file())
+    return TokenizerError(
+        f"{name} has no {TOKENIZER} (found: {', '.join(others) or 'no other'}); other formats are "
+        "not read. Give token ids instead of text, or save one with "
+        "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+    )
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:

@@ -247,6 +247,22 @@ def test_an_output_that_is_not_unicode_shows_what_it_can(folder, llm):
     assert json.loads(document)["text"] == text
 
 
+@pytest.mark.parametrize("chosen", ["folder", "reference-model"])
+def test_a_model_without_a_tokenizer_fails_before_weights_are_read(
+    infer, tmp_path, monkeypatch, chosen
+):
+    write_checkpoint(tmp_path)
+    (tmp_path / "tokenizer.json").rename(tmp_path / "tokenizer.model")
+    monkeypatch.setattr(Engine, "load", None)
+    model = {"folder": str(tmp_path), "reference-model": "llama-3.2-1b"}[chosen]
+
+    code, _, err = infer("generate", model, "hi", "--device", "cpu")
+
+    message = {"folder": "found: tokenizer.model", "reference-model": "no tokenizer"}[chosen]
+    assert code == 2
+    assert message in err
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(folder):
     command = [*INFER, "generate", folder, "The", "--max-tokens"]
     with subprocess.Popen(
@@ -321,12 +337,16 @@ def test_bad_input_to_a_chat_is_one_line_and_exit_code_2(infer, folder, argument
     assert message in err
 
 
-def test_chat_without_a_template_fails_before_weights_are_read(infer, tmp_path):
-    write_checkpoint(tmp_path, chat_template=None)
-    (tmp_path / "model.safetensors").write_bytes(b"never looked at")
+@pytest.mark.parametrize("missing", ["chat_template.jinja", "tokenizer.json"])
+def test_chat_without_all_it_needs_fails_before_weights_are_read(
+    infer, tmp_path, monkeypatch, missing
+):
+    write_checkpoint(tmp_path)
+    (tmp_path / missing).unlink()
+    monkeypatch.setattr(Engine, "load", None)
     code, _, err = infer("chat", str(tmp_path))
     assert code == 2
-    assert "has no chat template" in err
+    assert f"has no {missing.partition('.')[0].replace('_', ' ')}" in err
 
 
 def test_in_a_terminal_ctrl_c_stops_the_answer_and_not_the_program(folder):
