@@ -235,6 +235,7 @@ def _save(conversation: "Conversation", name: str) -> None:
     except FileExistsError as error:
         raise RequestError(f"{path} exists; give another name") from error
     except OSError as error:
-        path.unlink(missing_ok=True)  # no half of it, if the disk is full
+        with contextlib.suppress(OSError):
+            path.unlink()  # no half of it, if the disk is full
         raise RequestError(f"{path} cannot be written: {error.strerror}") from error
     note(f"saved {len(conversation.messages)} messages to {path}")

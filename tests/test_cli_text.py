@@ -303,8 +303,17 @@ def test_chat_saves_the_conversation_once(infer, folder, tmp_path):
     assert "exists; give another name" in err
 
 
-@pytest.mark.parametrize("name", ["talk.json", "nowhere/talk.json"], ids=["full", "no-folder"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("talk.json", id="full"),
+        pytest.param("nowhere/talk.json", id="no-folder"),
+        pytest.param("a-file/talk.json", id="below-a-file"),
+    ],
+)
 def test_a_conversation_that_cannot_be_saved_leaves_no_file(folder, tmp_path, name):
+    (tmp_path / "a-file").touch()
+
     def fill_the_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
@@ -317,7 +326,7 @@ def test_a_conversation_that_cannot_be_saved_leaves_no_file(folder, tmp_path, na
 
     assert done.returncode == 2
     assert b"talk.json cannot be written" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert [file.name for file in tmp_path.iterdir()] == ["a-file"]
 
 
 @pytest.mark.parametrize(
