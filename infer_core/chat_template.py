@@ -17,6 +17,8 @@ from infer_core.json_files import read_json_object
 from infer_core.template_sandbox import template_sandbox
 
 ROLES = ("system", "user", "assistant", "tool")
+# What the thoughts of a message are called in one API or another.
+REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplate:
@@ -126,7 +128,8 @@ def _checked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Messages as plain data without null fields, each with a known role.
 
     Templates take many a wrong role for a right one or leave the message out, without a word.
-    Null fields are dropped, as transformers does: templates print them as "None".
+    As in transformers, null fields are dropped, which templates print as "None", and thoughts get
+    the two names that templates read.
     """
     if isinstance(messages, str | Mapping) or not messages:
         raise RequestError(
@@ -147,6 +150,9 @@ def _checked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         fields = {key: value for key, value in message.items() if value is not None}
         if not fields.keys() & {"content", "tool_calls"}:
             raise RequestError(f"messages[{index}] ({role}) has neither content nor tool_calls")
+        thoughts = next((fields[name] for name in REASONING if name in fields), None)
+        if thoughts is not None:
+            fields = {"thinking": thoughts, **fields, "reasoning_content": thoughts}
         plain.append(_plain(fields, f"messages[{index}]"))
     return plain
 

@@ -4,6 +4,7 @@
 is imported inside the command that uses it.
 """
 
+import io
 import sys
 import warnings
 from typing import Annotated
@@ -35,6 +36,8 @@ app.add_typer(plugins)
 def main() -> None:
     """Run `infer`; an error the user can act on is one message on stderr and exit code 2."""
     warnings.formatwarning = lambda message, *_: f"infer: warning: {message}\n"
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an answer may hold what the terminal cannot show
+        sys.stdout.reconfigure(errors="replace")
     try:
         app(prog_name="infer")
     except InferError as error:

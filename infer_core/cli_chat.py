@@ -25,6 +25,7 @@ from infer_core.cli_options import (
     Temperature,
     TopK,
     TopP,
+    hide_progress,
     note,
     sampling_params,
     show,
@@ -71,7 +72,8 @@ def chat(
 ) -> None:
     """Talk with a chat model, in turns; /help lists the commands.
 
-    From a pipe, each line is a turn. Answers go to standard output, all else to standard error.
+    From a pipe, each line is a turn. Answers go to standard output, all else to standard error. A
+    sampling option that is not given is that of the model's generation_config.json, else greedy.
     """
     params = sampling_params(
         max_tokens=max_tokens,
@@ -113,15 +115,20 @@ def _load(
     context: int | None,
     quiet: bool,
 ) -> "LLM":
-    """Load the model; one without a chat template fails before its weights are read."""
+    """Load the model; one without tokenizer or chat template fails before weights are read."""
     from infer_core.device import pick_device
     from infer_core.llm import LLM, load_chat_template
     from infer_core.model_source import resolve_model
     from infer_core.plugins import load_registry
+    from infer_core.tokenizer import has_tokenizer, no_tokenizer
 
+    if quiet:
+        hide_progress()
     device = pick_device(device)
     found = resolve_model(model, load_registry(), device=device, revision=revision)
     load_chat_template(found.name, found.checkpoint, None)
+    if not has_tokenizer(found.checkpoint):
+        raise no_tokenizer(found.name, found.checkpoint)
     limit = found.spec.shape.max_context
     if not quiet:
         note(f"loading {found.name} ...")
@@ -228,5 +235,7 @@ def _save(conversation: "Conversation", name: str) -> None:
     except FileExistsError as error:
         raise RequestError(f"{path} exists; give another name") from error
     except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink()  # no half of it, if the disk is full
         raise RequestError(f"{path} cannot be written: {error.strerror}") from error
     note(f"saved {len(conversation.messages)} messages to {path}")

@@ -21,6 +21,7 @@ from infer_core.cli_options import (
     Temperature,
     TopK,
     TopP,
+    hide_progress,
     note,
     sampling_params,
     show,
@@ -47,7 +48,8 @@ def generate(
     seed: Seed = None,
     stop: Stop = None,
     logprobs: Annotated[
-        int | None, typer.Option(help="With --json: logprobs, and of so many other tokens.")
+        int | None,
+        typer.Option(help="With --json: also logprobs, and this many likeliest tokens a step."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document instead of text.")
@@ -56,7 +58,8 @@ def generate(
 ) -> None:
     """Continue a text, token by token (chat models answer in `infer chat`).
 
-    The text goes to standard output as it arrives, everything else to standard error.
+    The text goes to standard output as it arrives, everything else to standard error. A sampling
+    option that is not given is that of the model's generation_config.json, else greedy.
     """
     if logprobs is not None and not as_json:
         raise RequestError("--logprobs are printed with --json only; add it")
@@ -75,9 +78,19 @@ def generate(
     if not text:
         raise RequestError("the prompt is empty; give some text")
 
+    from infer_core.device import pick_device
     from infer_core.llm import LLM
+    from infer_core.model_source import resolve_model
+    from infer_core.plugins import load_registry
+    from infer_core.tokenizer import has_tokenizer, no_tokenizer
 
-    with LLM(model, device=device, dtype=dtype.value if dtype else None, revision=revision) as llm:
+    if quiet:
+        hide_progress()
+    device = pick_device(device)
+    found = resolve_model(model, load_registry(), device=device, revision=revision)
+    if not has_tokenizer(found.checkpoint):  # said before the weights are read
+        raise no_tokenizer(found.name, found.checkpoint)
+    with LLM(found, device=device, dtype=dtype.value if dtype else None) as llm:
         stream = llm.stream(text, params)
         for piece in stream:
             if not as_json:
@@ -85,7 +98,7 @@ def generate(
         completion = stream.completion
         if as_json:
             document = {"model": llm.name, "commit": llm.commit, **dataclasses.asdict(completion)}
-            print(json.dumps(document, ensure_ascii=False))
+            print(json.dumps(document))
             return
         print()
         if not quiet:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from infer_core.completion import Completion
     from infer_core.sampling_params import SamplingParams
 
-CHOICE = "Sampling (without an option: the model's generation_config.json, else greedy)"
-
 
 class NumberFormat(StrEnum):
     """Number formats of weights and activations."""
@@ -42,26 +40,14 @@ MaxTokens = Annotated[
     int | None,
     typer.Option(help="Longest answer. Default: 1024, or what is left of the context."),
 ]
-Temperature = Annotated[float | None, typer.Option(help="0 is greedy.", rich_help_panel=CHOICE)]
-TopK = Annotated[
-    int | None, typer.Option(help="Keep the k likeliest tokens.", rich_help_panel=CHOICE)
-]
-TopP = Annotated[
-    float | None, typer.Option(help="Keep this much probability.", rich_help_panel=CHOICE)
-]
+Temperature = Annotated[float | None, typer.Option(help="0 is greedy.")]
+TopK = Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.")]
+TopP = Annotated[float | None, typer.Option(help="Keep this much probability.")]
 MinP = Annotated[
-    float | None,
-    typer.Option(
-        help="Keep tokens this likely, relative to the likeliest.", rich_help_panel=CHOICE
-    ),
+    float | None, typer.Option(help="Keep tokens this likely, relative to the likeliest.")
 ]
-RepetitionPenalty = Annotated[
-    float | None, typer.Option(help="Above 0; 1 is none.", rich_help_panel=CHOICE)
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(help="Fixes the draws: same seed, same answer.", rich_help_panel=CHOICE),
-]
+RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 0; 1 is none.")]
+Seed = Annotated[int | None, typer.Option(help="Fixes the draws: same seed, same answer.")]
 Stop = Annotated[
     list[str] | None, typer.Option(help="A string that ends the answer; repeat for more.")
 ]
@@ -84,13 +70,22 @@ def sampling_params(**options: Any) -> "SamplingParams":
     except ValidationError as error:
         first = error.errors()[0]
         option = "".join(f"--{part}: ".replace("_", "-") for part in first["loc"][:1])
-        message = first["msg"].removeprefix("Value error, ")
-        raise RequestError(f"{option}{message}") from error
+        if first["type"] == "value_error":  # our own words
+            raise RequestError(option + first["msg"].removeprefix("Value error, ")) from error
+        raise RequestError(f"{option}{first['msg']}, not {first['input']}") from error
+
+
+def hide_progress() -> None:
+    """Keep the hub's client, if it is imported after this, from drawing progress bars."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def summary(completion: "Completion") -> str:
     """One line on length and speed."""
-    parts = [f"{len(completion.token_ids)} tokens", f"TTFT {completion.ttft_ms:.0f} ms"]
+    ttft = f"TTFT {completion.ttft_ms:.0f} ms"
+    if completion.warm_up_s:
+        ttft += f" ({1e3 * completion.warm_up_s:.0f} of them warm-up)"
+    parts = [f"{len(completion.token_ids)} tokens", ttft]
     if completion.decode_tokens_per_s is not None:
         parts.append(f"{completion.decode_tokens_per_s:.1f} tokens/s")
     prompt = f"prompt {completion.num_prompt_tokens}"

@@ -79,6 +79,7 @@ class Engine:
         self._sessions: dict[int, Session] = {}
         self._graph_pool = GraphPool()
         self._latest: Session | None = None  # holds the last request's keys and values
+        self._request: object | None = None  # the one that may go on
 
     @classmethod
     def load(
@@ -154,7 +155,7 @@ class Engine:
     def release(self) -> None:
         """Free caches and captured graphs; the weights stay."""
         self._sessions.clear()
-        self._latest = None
+        self._latest = self._request = None
 
     def generate(
         self,
@@ -211,7 +212,8 @@ class Engine:
         the device and until the next step only; also of steps beyond the last id.
 
         Raises:
-            RequestError, OutOfMemory: as for `generate`, when the first id is asked for.
+            RequestError, OutOfMemory: as for `generate`, when the first id is asked for; RequestError
+                also when another request has begun since, which took over cache and buffers.
         """
         try:
             return (
@@ -245,6 +247,7 @@ class Engine:
         sampling = sampling or SamplingParams()
         eos = frozenset() if ignore_eos else frozenset(self.spec.eos_token_ids)
         session, keep = self._open(prompt, max_new_tokens, reuse_prefix)
+        request = self._request = object()
         warmed = session.prepare(
             sampling,
             len(prompt),
@@ -272,6 +275,11 @@ class Engine:
         )
         while True:
             stop = yield tokens[-1]
+            if self._request is not request:
+                raise RequestError(
+                    "this answer cannot go on: another request has begun on the same model, or it "
+                    "was released; read an answer to its end before asking for the next"
+                )
             if tokens[-1] in eos or stop:
                 finish_reason = "eos" if tokens[-1] in eos else "stop"
                 break
@@ -305,6 +313,7 @@ class Engine:
         """
         prompt, forced = list(ids[:prompt_len]), list(ids[prompt_len:])
         self.check(prompt, len(forced) + 1)
+        self._request = None
         try:
             return self._score(prompt, forced)
         except torch.OutOfMemoryError as error:

@@ -239,9 +239,9 @@ def _explained(repo_id: str, revision: str) -> Iterator[None]:
     try:
         yield
     except errors.GatedRepoError as error:
-        how = "with the account of your token" if get_token() else f"then {log_in}"
+        how = " with the account of your token" if get_token() else f", then {log_in}"
         raise HubError(
-            f"{repo_id} is gated: accept its licence on {page} {how}, and run again"
+            f"{repo_id} is gated: accept its licence on {page}{how}, and run again"
         ) from error
     except errors.RepositoryNotFoundError as error:
         private = "your token does not reach" if get_token() else "needs a token:"
@@ -268,7 +268,9 @@ def _explained(repo_id: str, revision: str) -> Iterator[None]:
         ) from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
-        remedy = f"your token is refused: {log_in}" if status in (401, 403) else "try again later"
+        remedy = "try again later"
+        if status in (401, 403):
+            remedy = f"your token is refused: {log_in}" if get_token() else log_in
         raise HubError(
             f"the hub refuses {repo_id}@{revision}: {_one_line(error)}; {remedy}"
         ) from error
@@ -289,8 +291,9 @@ def _explained(repo_id: str, revision: str) -> Iterator[None]:
 
 def _broken_off(repo_id: str, error: BaseException) -> HubError:
     return HubError(
-        f"the download of {repo_id} broke off ({_one_line(error)}); run again to go on: files "
-        "that are complete are kept"
+        # the client goes on with advice for those who call it
+        f"the download of {repo_id} broke off ({_one_line(error).partition('. ')[0]}); run again "
+        "to go on: files that are complete are kept"
     )
 
 

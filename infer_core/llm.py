@@ -1,11 +1,14 @@
 """A model that answers text with text: the Python interface."""
 
 import gc
+import operator
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
+from weakref import WeakSet
 
 import torch
 
@@ -13,7 +16,7 @@ from infer_core.chat_template import ChatTemplate
 from infer_core.completion import Completion
 from infer_core.device import pick_device
 from infer_core.engine import Engine
-from infer_core.errors import ChatTemplateError, RequestError, TokenizerError
+from infer_core.errors import ChatTemplateError, RequestError
 from infer_core.generation_defaults import read_generation_defaults, with_generation_defaults
 from infer_core.model_source import ResolvedModel, resolve_model
 from infer_core.plugins import load_registry
@@ -21,7 +24,7 @@ from infer_core.sampling_params import SamplingParams
 from infer_core.specs import DType
 from infer_core.stop_tokens import stop_token_ids
 from infer_core.text_stream import TextStream
-from infer_core.tokenizer import Tokenizer
+from infer_core.tokenizer import Tokenizer, has_tokenizer, no_tokenizer
 
 DEFAULT_MAX_TOKENS = 1024
 
@@ -67,9 +70,9 @@ class LLM:
         self.tokenizer: Tokenizer | None = None
         self.sampling_defaults: dict[str, Any] = {}
         spec = model.spec
-        if model.checkpoint is not None and (model.checkpoint / "tokenizer.json").is_file():
-            self.tokenizer = Tokenizer.load(model.checkpoint)
         if model.checkpoint is not None:
+            if has_tokenizer(model.checkpoint):
+                self.tokenizer = Tokenizer.load(model.checkpoint)
             self.sampling_defaults = read_generation_defaults(model.checkpoint)
             eos = stop_token_ids(
                 {"eos_token_id": spec.eos_token_ids},
@@ -78,6 +81,7 @@ class LLM:
             )
             spec = spec.model_copy(update={"eos_token_ids": eos})
         self._template: ChatTemplate | None = None
+        self._streams: WeakSet[TextStream] = WeakSet()
         self._engine: Engine | None = Engine.load(
             replace(model, spec=spec), device=device, dtype=dtype, max_context=max_context
         )
@@ -97,6 +101,8 @@ class LLM:
         """Free weights, caches and graphs; a closed model serves no further request."""
         if self._engine is None:
             return
+        for stream in self._streams:
+            stream.close()  # one that was not read to its end holds a session
         self._engine.release()
         self._engine.parameters.clear()
         on_gpu = self._engine.device.type == "cuda"
@@ -183,7 +189,7 @@ class LLM:
             TokenizerError: the model has no tokenizer.
         """
         if self.tokenizer is None:
-            raise TokenizerError(_no_tokenizer(self.name, self.checkpoint))
+            raise no_tokenizer(self.name, self.checkpoint)
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def open_stream(
@@ -191,26 +197,39 @@ class LLM:
     ) -> TextStream:
         """Check a request and make it ready; `reuse_prefix` as in `Engine.stream`."""
         engine = self.engine
+        asked = params.max_tokens if params is not None else None
         params = with_generation_defaults(params, self.sampling_defaults)
         if params.stop and self.tokenizer is None:
             raise RequestError(f"stop strings need text, and {self.name} has no tokenizer")
         room = engine.max_context - len(ids)
-        max_tokens = params.max_tokens or max(1, min(DEFAULT_MAX_TOKENS, room))
         if room < 1:
+            more = engine.max_context < engine.spec.shape.max_context
             raise RequestError(
                 f"the prompt has {len(ids)} tokens and the context {engine.max_context}, which "
-                "leaves no room for an answer; shorten the prompt or raise max_context"
+                f"leaves no room for an answer; shorten the prompt{' or raise max_context' * more}"
             )
+        # a length that nobody asked for gives way to the context
+        max_tokens = asked or min(params.max_tokens or DEFAULT_MAX_TOKENS, room)
         engine.check(ids, max_tokens)
         params = params.model_copy(update={"max_tokens": max_tokens})
-        return TextStream(engine, self.tokenizer, ids, params, reuse_prefix=reuse_prefix)
+        stream = TextStream(engine, self.tokenizer, ids, params, reuse_prefix=reuse_prefix)
+        self._streams.add(stream)
+        return stream
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             if not prompt:
                 raise RequestError("the prompt is empty; give some text")
             return self.encode(prompt)
-        return list(prompt)
+        try:
+            if not isinstance(prompt, bytes):
+                return [operator.index(token) for token in prompt]  # of numpy and torch, too
+        except TypeError:
+            pass  # reported below
+        raise RequestError(
+            f"a prompt is {reprlib.repr(prompt)}, expected text or a list of token ids; messages "
+            "with roles are for `chat`"
+        )
 
 
 def load_chat_template(
@@ -230,14 +249,6 @@ def load_chat_template(
 
 
 def _is_prompt(prompts: Prompt | Sequence[Prompt]) -> bool:
-    """Whether this is one prompt: text, or ids; an empty list is an empty prompt."""
-    return isinstance(prompts, str) or all(isinstance(each, int) for each in prompts)
-
-
-def _no_tokenizer(name: str, checkpoint: Path | None) -> str:
-    if checkpoint is None:
-        return (
-            f"{name} is a reference model: random weights and no tokenizer. Give token ids, or "
-            "the checkpoint's folder or hub id instead"
-        )
-    return f"{name} has no tokenizer.json; give token ids instead of text"
+    """Whether this is one prompt (an empty list, too), and not a list of them."""
+    is_list = isinstance(prompts, Sequence) and not isinstance(prompts, str)
+    return not is_list or not any(isinstance(each, Sequence) for each in prompts)

@@ -1,6 +1,6 @@
 """One request as text that arrives piece by piece."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 
@@ -45,6 +45,10 @@ class TextStream:
         """End the answer after the token under way; safe in a signal handler."""
         self._cancelled = True
 
+    def close(self) -> None:
+        """Give up an answer that was not read to its end, and what it holds of the model."""
+        self._pieces.close()
+
     @property
     def completion(self) -> Completion:
         """The whole answer.
@@ -62,7 +66,7 @@ class TextStream:
             pass
         return self.completion
 
-    def _run(self) -> Iterator[str]:
+    def _run(self) -> Generator[str]:
         params = self._params
         detokenizer = Detokenizer(self._tokenizer) if self._tokenizer is not None else None
         stops = StopStrings(params.stop)

@@ -10,16 +10,7 @@ import tokenizers
 from infer_core.errors import RequestError, TokenizerError
 from infer_core.json_files import read_json_object
 
-# The named tokens transformers knows (`SPECIAL_TOKENS_ATTRIBUTES`); chat templates read them.
-SPECIAL_TOKENS = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
+TOKENIZER = "tokenizer.json"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -49,14 +40,9 @@ class Tokenizer:
             TokenizerError: tokenizer.json is missing or not one `tokenizers` can read.
             ConfigError: tokenizer_config.json or special_tokens_map.json is not a JSON object.
         """
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            others = sorted(file.name for file in folder.glob("*token*") if file.is_file())
-            raise TokenizerError(
-                f"{folder} has no tokenizer.json (found: {', '.join(others) or 'no other'}); other "
-                "formats are not read. Give token ids instead of text, or save one with "
-                "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-            )
+        path = folder / TOKENIZER
+        if not has_tokenizer(folder):
+            raise no_tokenizer(str(folder), folder)
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises plain Exception for whatever it cannot read
@@ -104,16 +90,39 @@ class Tokenizer:
         return None if text is None else self._backend.token_to_id(text)
 
 
+def has_tokenizer(folder: Path | None) -> bool:
+    """Whether a model, which has a checkpoint folder or not, has a tokenizer."""
+    return folder is not None and (folder / TOKENIZER).is_file()
+
+
+def no_tokenizer(name: str, folder: Path | None) -> TokenizerError:
+    """Make the error of a model that takes token ids only."""
+    if folder is None:
+        return TokenizerError(
+            f"{name} is a reference model: random weights and no tokenizer. Give token ids, or "
+            "the checkpoint's folder or hub id instead"
+        )
+    others = sorted(file.name for file in folder.glob("*token*") if file.is_file())
+    return TokenizerError(
+        f"{name} has no {TOKENIZER} (found: {', '.join(others) or 'no other'}); other formats are "
+        "not read. Give token ids instead of text, or save one with "
+        "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+    )
+
+
 def _special_tokens(folder: Path) -> dict[str, str]:
-    """Named special tokens as transformers resolves them.
+    """Named special tokens as transformers resolves them: bos_token and whatever else is `*_token`.
 
     special_tokens_map.json is the older place and holds only where tokenizer_config.json does
     not list its added tokens.
     """
-    named = read_json_object(folder / "tokenizer_config.json")
-    if "added_tokens_decoder" not in named:
-        named |= read_json_object(folder / "special_tokens_map.json")
-    return {name: text for name in SPECIAL_TOKENS if (text := _text(named.get(name))) is not None}
+    config = read_json_object(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:
+        config |= read_json_object(folder / "special_tokens_map.json")
+    named = {name: token for name, token in config.items() if name.endswith("_token")}
+    if isinstance(extra := config.get("extra_special_tokens"), dict):  # a list has no names
+        named |= extra
+    return {name: text for name, token in named.items() if (text := _text(token)) is not None}
 
 
 def _text(token: Any) -> str | None:

@@ -21,6 +21,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 
 
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device that runs whole models: a CPU the references, a GPU the kernels."""
+    return str(request.param)
+
+
 TOY_PLUGIN = (Path(__file__).parent / "toy_plugin.py").read_text()
 
 

@@ -17,13 +17,14 @@ class Repository:
 
     `claimed_sizes` lies about files in the listing; `cuts[name]` is how often the connection
     breaks in the middle of that file; files in `shortened` end half-way; `status` answers every
-    request about the repository with an error.
+    request about the repository with an error; a `token` makes it private.
     """
 
     files: dict
     revisions: tuple = ("main",)
     gated: bool = False
     status: int | None = None
+    token: str | None = None
     claimed_sizes: dict = field(default_factory=dict)
     cuts: dict = field(default_factory=dict)
     shortened: set = field(default_factory=set)
@@ -94,11 +95,19 @@ def _handler(hub):
                 self._error(401, "RepoNotFound")
             elif repository.status is not None:
                 self._error(repository.status)
+            elif repository.token is not None and "Authorization" not in self.headers:
+                self._error(401, "RepoNotFound")  # the hub does not tell what is private
+            elif repository.token not in (None, self._token()):
+                wrong = "Invalid credentials in Authorization header"
+                self._error(401, None, {"X-Error-Message": wrong})
             elif revision not in (*repository.revisions, COMMIT):
                 self._error(404, "RevisionNotFound")
             else:
                 return repository
             return None
+
+        def _token(self):
+            return self.headers.get("Authorization", "").removeprefix("Bearer ")
 
         def _error(self, status, code=None, headers=None):
             self._answer(status, b"", {"X-Error-Code": code, **(headers or {})})

@@ -1,21 +1,28 @@
-"""Rendering against transformers, over templates with the constructs of the published ones."""
+"""Rendering against transformers' `apply_chat_template`, over the published templates."""
 
+import hashlib
 import json
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 
 import pytest
+import tokenizers
 from chat_cases import AGAIN, CONVERSATIONS, OPTIONS, SPECIAL_TOKENS, USER, VARIABLES, WEATHER
 from toy_tokenizers import byte_level, write_tokenizer
-from transformers import AutoTokenizer
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from infer_core.chat_template import ChatTemplate
 from infer_core.errors import ChatTemplateError, ConfigError, RequestError
 from infer_core.tokenizer import Tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures" / "chat_templates"
+# SHA-256 of each file, so that nobody mends what others have published.
+PUBLISHED = {
+    "gemma3": "7de1c58e208eda46e9c7f86397df37ec49883aeece39fb961e0a6b24088dd3c4",
+    "llama3.2": "5816fce10444e03c2e9ee1ef8a4a1ea61ae7e69e438613f3b17b69d0426223a4",
+    "qwen3": "a55ee1b1660128b7098723e0abcd92caa0788061051c62d51cbe87d9cf1974d8",
+}
 REFUSED = object()
 
 
@@ -28,15 +35,25 @@ def fixture(name):
     return (FIXTURES / f"{name}.jinja").read_text(encoding="utf-8")
 
 
-def by_transformers(source, messages, **variables):
-    without_nulls = [{k: v for k, v in m.items() if v is not None} for m in messages]
+@cache
+def transformers_tokenizer():
+    backend = tokenizers.Tokenizer.from_str(byte_level())
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL_TOKENS)
+
+
+def by_transformers(source, messages, **options):
     try:
-        (text,), _ = render_jinja_template(
-            [without_nulls], chat_template=source, **SPECIAL_TOKENS, **variables
+        return transformers_tokenizer().apply_chat_template(
+            messages, chat_template=source, tokenize=False, **options
         )
     except Exception:
         return REFUSED
-    return text
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_fixtures_are_the_published_texts(name):
+    content = (FIXTURES / f"{name}.jinja").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == PUBLISHED[name]
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
@@ -49,7 +66,7 @@ def by_transformers(source, messages, **variables):
         for variables in choices
     ],
 )
-def test_a_family_template_renders_as_in_transformers(name, variables, messages, options):
+def test_a_published_template_renders_as_in_transformers(name, variables, messages, options):
     source = fixture(name)
     ours = template(source, **SPECIAL_TOKENS)
     options = {"add_generation_prompt": True, **options}
@@ -87,6 +104,13 @@ def test_each_construct_renders_as_in_transformers(source):
     rendered = template(source, **SPECIAL_TOKENS).render(messages)
 
     assert rendered == by_transformers(source, messages, add_generation_prompt=True)
+
+
+@pytest.mark.parametrize("given", ["reasoning_content", "thinking", "reasoning"])
+@pytest.mark.parametrize("read", ["reasoning_content", "thinking"])
+def test_thoughts_are_found_by_whatever_name_they_come(given, read):
+    messages = [USER, {"role": "assistant", "content": "4", given: "add them"}]
+    assert template("{{ messages[1]." + read + " }}").render(messages) == "add them"
 
 
 def test_the_date_is_that_of_today():
@@ -261,6 +285,15 @@ def test_a_template_cannot_leave_its_sandbox(source):
     with pytest.raises((ChatTemplateError, RequestError)):
         template(source).render(messages)
     assert messages == [USER]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("escape", ["messages.append(1)", "raise_exception.__globals__['json']"])
+def test_a_published_template_runs_in_the_sandbox(name, escape):
+    spoilt = fixture(name) + "{{ " + escape + " }}"
+
+    with pytest.raises(ChatTemplateError, match="did what the sandbox forbids"):
+        template(spoilt, **SPECIAL_TOKENS).render([USER])
 
 
 def test_a_template_sees_nothing_of_python_behind_its_data():

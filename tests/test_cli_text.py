@@ -1,9 +1,11 @@
 """`infer generate`, `infer chat` and `infer inspect` as a user meets them."""
 
+import dataclasses
 import io
 import json
 import os
 import pty
+import resource
 import select
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from fake_hub import COMMIT, FakeHub, Repository
 from toy_checkpoint import write_checkpoint
 
 from infer_core import LLM, SamplingParams, cli
+from infer_core.cli_options import summary
 from infer_core.engine import Engine
 
 LONG = 4000  # tokens: a tiny model takes seconds for them, so that there is time to interrupt
@@ -185,7 +188,12 @@ def test_sampling_options_reach_the_model(infer, folder, llm):
         pytest.param(["{}", "fox " * 9000], b"", "leaves no room", id="beyond-the-context"),
         pytest.param(["{}", "hi", "--max-tokens", "99999"], b"", "99999 new tokens", id="too-long"),
         pytest.param(["{}", "hi", "--top-k", "5"], b"", "temperature is 0", id="contradiction"),
-        pytest.param(["{}", "hi", "--top-p", "2"], b"", "--top-p: ", id="out-of-range"),
+        pytest.param(
+            ["{}", "hi", "--top-p", "2"],
+            b"",
+            "--top-p: Input should be less than or equal to 1, not 2.0",
+            id="out-of-range",
+        ),
         pytest.param(["{}", "hi", "--stop", ""], b"", "--stop: a stop string", id="empty-stop"),
         pytest.param(["{}", "hi", "--logprobs", "1"], b"", "with --json only", id="logprobs"),
         pytest.param(["nowhere", "hi"], b"", "nor a hub id", id="unknown-model"),
@@ -211,6 +219,48 @@ def test_bad_input_is_one_line_and_exit_code_2(infer, folder, arguments, stdin, 
 def test_bad_input_is_found_before_the_model_is_loaded(infer, folder, monkeypatch, arguments):
     monkeypatch.setattr(Engine, "load", None)
     assert infer("generate", folder, *arguments)[0] == 2
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_help_says_what_an_option_that_is_not_given_means(infer, command):
+    _, out, _ = infer(command, "--help")
+    assert "that of the model's generation_config.json, else greedy" in " ".join(out.split())
+
+
+def test_the_summary_tells_warming_up_from_waiting(llm):
+    answer = llm.generate("The quick", SamplingParams(max_tokens=2))
+    cold = dataclasses.replace(answer, ttft_ms=1234.0, warm_up_s=1.2)
+
+    assert "TTFT 1234 ms (1200 of them warm-up), " in summary(cold)
+    assert "warm-up" not in summary(answer)
+
+
+def test_an_output_that_is_not_unicode_shows_what_it_can(folder, llm):
+    command = [*INFER, "generate", folder, "The quick", "--max-tokens", "9", "-q"]
+    environ = {**os.environ, "PYTHONIOENCODING": "ascii", "CUDA_VISIBLE_DEVICES": ""}
+    shown = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
+    document = subprocess.check_output([*command, "--json"], env=environ)
+
+    text = llm.generate("The quick", SamplingParams(max_tokens=9)).text
+    assert not text.isascii()
+    assert shown == "".join(char if char.isascii() else "?" for char in text) + "\n"
+    assert json.loads(document)["text"] == text
+
+
+@pytest.mark.parametrize("chosen", ["folder", "reference-model"])
+def test_a_model_without_a_tokenizer_fails_before_weights_are_read(
+    infer, tmp_path, monkeypatch, chosen
+):
+    write_checkpoint(tmp_path)
+    (tmp_path / "tokenizer.json").rename(tmp_path / "tokenizer.model")
+    monkeypatch.setattr(Engine, "load", None)
+    model = {"folder": str(tmp_path), "reference-model": "llama-3.2-1b"}[chosen]
+
+    code, _, err = infer("generate", model, "hi", "--device", "cpu")
+
+    message = {"folder": "found: tokenizer.model", "reference-model": "no tokenizer"}[chosen]
+    assert code == 2
+    assert message in err
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(folder):
@@ -254,6 +304,32 @@ def test_chat_saves_the_conversation_once(infer, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("talk.json", id="full"),
+        pytest.param("nowhere/talk.json", id="no-folder"),
+        pytest.param("a-file/talk.json", id="below-a-file"),
+    ],
+)
+def test_a_conversation_that_cannot_be_saved_leaves_no_file(folder, tmp_path, name):
+    (tmp_path / "a-file").touch()
+
+    def fill_the_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    done = subprocess.run(
+        [*INFER, "chat", folder, "--max-tokens", "4", "-q", "--device", "cpu"],
+        input=f"Pack my box\n/save {tmp_path / name}\n".encode(),
+        preexec_fn=fill_the_disk,
+        capture_output=True,
+    )
+
+    assert done.returncode == 2
+    assert b"talk.json cannot be written" in done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["a-file"]
+
+
+@pytest.mark.parametrize(
     ("arguments", "stdin", "message"),
     [
         pytest.param([], b"\xff\n", "not UTF-8", id="not-utf-8"),
@@ -270,12 +346,16 @@ def test_bad_input_to_a_chat_is_one_line_and_exit_code_2(infer, folder, argument
     assert message in err
 
 
-def test_chat_without_a_template_fails_before_weights_are_read(infer, tmp_path):
-    write_checkpoint(tmp_path, chat_template=None)
-    (tmp_path / "model.safetensors").write_bytes(b"never looked at")
+@pytest.mark.parametrize("missing", ["chat_template.jinja", "tokenizer.json"])
+def test_chat_without_all_it_needs_fails_before_weights_are_read(
+    infer, tmp_path, monkeypatch, missing
+):
+    write_checkpoint(tmp_path)
+    (tmp_path / missing).unlink()
+    monkeypatch.setattr(Engine, "load", None)
     code, _, err = infer("chat", str(tmp_path))
     assert code == 2
-    assert "has no chat template" in err
+    assert f"has no {missing.partition('.')[0].replace('_', ' ')}" in err
 
 
 def test_in_a_terminal_ctrl_c_stops_the_answer_and_not_the_program(folder):

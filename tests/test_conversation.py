@@ -7,7 +7,7 @@ from toy_checkpoint import write_checkpoint
 
 from infer_core import LLM, Conversation, RequestError, SamplingParams
 
-SHORT = SamplingParams(max_tokens=10)
+SHORT = SamplingParams(max_tokens=10, logprobs=3)
 TEMPLATES = Path(__file__).parent / "fixtures" / "chat_templates"
 
 
@@ -17,15 +17,15 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def llm(folder):
-    with LLM(folder, device="cpu") as llm:
+def llm(folder, device):
+    with LLM(folder, device=device) as llm:
         yield llm
 
 
 @pytest.fixture(scope="module")
-def other(folder):
+def other(folder, device):
     """The same model with a cache of its own."""
-    with LLM(folder, device="cpu") as llm:
+    with LLM(folder, device=device) as llm:
         yield llm
 
 
@@ -33,6 +33,10 @@ def say(conversation, text):
     answer = "".join(conversation.say(text))
     assert answer == conversation.completion.text
     return conversation.completion
+
+
+def logprobs(completion):
+    return [logprob for each in completion.logprobs for _, logprob in each.top]
 
 
 def test_each_turn_runs_only_what_is_new_and_answers_as_if_all_ran(llm, other):
@@ -47,6 +51,7 @@ def test_each_turn_runs_only_what_is_new_and_answers_as_if_all_ran(llm, other):
         prompt = [*ids, *llm.encode(rendered[len(text) :], add_special_tokens=False)]
         fresh = other.generate(prompt, SHORT)
         assert completion.token_ids == fresh.token_ids
+        assert logprobs(completion) == pytest.approx(logprobs(fresh), rel=1e-4)
         assert completion.num_prompt_tokens == len(prompt)
         if ids:  # all but the last answer's last token, whose keys nobody had needed yet
             assert completion.num_cached_tokens == len(ids) - 1
@@ -59,9 +64,9 @@ def test_each_turn_runs_only_what_is_new_and_answers_as_if_all_ran(llm, other):
 
 
 @pytest.mark.parametrize("file", sorted(TEMPLATES.glob("*.jinja")), ids=lambda file: file.stem)
-def test_the_published_templates_keep_their_history_in_the_cache(tmp_path, file):
+def test_the_published_templates_keep_their_history_in_the_cache(tmp_path, file, device):
     write_checkpoint(tmp_path, chat_template=file.read_text(), max_position_embeddings=2048)
-    with LLM(tmp_path, device="cpu") as llm:
+    with LLM(tmp_path, device=device) as llm:
         conversation = Conversation(llm, params=SHORT)
         first = say(conversation, "Pack my box")
         second = say(conversation, "And then?")
@@ -120,8 +125,8 @@ def test_a_turn_that_fails_leaves_no_trace(llm):
     say(conversation, "Go on")
 
 
-def test_an_answer_is_cut_to_the_room_that_the_history_leaves(folder):
-    with LLM(folder, device="cpu", max_context=64) as llm:
+def test_an_answer_is_cut_to_the_room_that_the_history_leaves(folder, device):
+    with LLM(folder, device=device, max_context=64) as llm:
         conversation = Conversation(llm, params=SamplingParams(max_tokens=60))
         answer = say(conversation, "Pack my box")
         assert answer.num_prompt_tokens + len(answer.token_ids) == 64

@@ -191,3 +191,21 @@ def test_buckets_waste_less_than_a_quarter_or_the_smallest(tokens):
 @pytest.mark.parametrize("tokens", [64, 128, 256, 512, 1024, 2048])
 def test_round_sizes_are_buckets_of_their_own(tokens):
     assert bucket(tokens, smallest=16) == bucket(tokens, smallest=64) == tokens
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        pytest.param(lambda engine: generate(engine, prompt=[7, 8]), id="generate"),
+        pytest.param(lambda engine: engine.score([7, 8, 9], prompt_len=2), id="score"),
+        pytest.param(lambda engine: engine.release(), id="release"),
+    ],
+)
+def test_a_request_whose_buffers_were_taken_over_does_not_go_on(meanwhile):
+    engine = toy_engine()
+    steps = engine.stream(PROMPT, max_new_tokens=24)
+    next(steps)
+    meanwhile(engine)
+
+    with pytest.raises(RequestError, match="this answer cannot go on"):
+        next(steps)

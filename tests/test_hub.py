@@ -47,6 +47,20 @@ def checkpoint(**files):
     return {name: text for name, text in (standard | named).items() if text is not None}
 
 
+COMMANDS = """
+import contextlib, io, json, sys
+from infer_core.cli import main
+for arguments in json.loads(sys.argv[1]):
+    out, err, sys.argv = io.StringIO(), io.StringIO(), ["infer", *arguments]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as exit:
+            code = exit.code
+    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+"""
+
+
 @pytest.fixture
 def hub():
     with FakeHub() as running:
@@ -54,34 +68,43 @@ def hub():
 
 
 @pytest.fixture
-def resolve(hub, tmp_path, make_plugin):
-    """Resolve a model in a fresh process: `resolve("toys/one", offline=True, revision="v1")`."""
+def environ(hub, tmp_path, make_plugin):
+    """Variables for a process that finds the toy plugin, the hub and an empty cache."""
     make_plugin("toy")
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": make_plugin.path[0],
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+
+
+@pytest.fixture
+def resolve(environ):
+    """Resolve a model in a fresh process: `resolve("toys/one", offline=True, revision="v1")`."""
 
     def run(
         model="toys/one",
         *,
         command=(sys.executable, "-c", PROGRAM),
         offline=False,
-        endpoint=hub.url,
+        endpoint=None,
         token=None,
         home=None,
         **options,
     ):
-        environ = {
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": make_plugin.path[0],
-            "HF_HOME": str(home or tmp_path / "hf"),
+        changes = {
+            "HF_HUB_OFFLINE": "1" if offline else None,
             "HF_ENDPOINT": endpoint,
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "NO_PROXY": "127.0.0.1",
+            "HF_TOKEN": token,
+            "HF_HOME": str(home) if home else None,
         }
-        environ |= {"HF_HUB_OFFLINE": "1"} if offline else {}
-        environ |= {"HF_TOKEN": token} if token else {}
         done = subprocess.run(
             [*command, model, json.dumps(options)] if command[-1] == PROGRAM else command,
-            env=environ,
+            env=environ | {name: value for name, value in changes.items() if value is not None},
             capture_output=True,
             text=True,
         )
@@ -193,9 +216,19 @@ def test_an_unreachable_hub_serves_from_the_cache_or_says_what_to_check(hub, res
     assert "it answers 503" in resolve()["stderr"]
 
 
-def test_a_refused_token_says_to_log_in_again(hub, resolve):
-    hub.repositories["toys/one"] = Repository(checkpoint(), status=403)
+def test_a_private_repository_opens_with_its_token_and_with_no_other(hub, resolve):
+    hub.repositories["toys/one"] = Repository(checkpoint(), token="hf_mine")
+
+    refused(resolve(), "ModelNotFound", "is private and needs a token", "HF_TOKEN")
     refused(resolve(token="hf_old"), "HubError", "your token is refused", "hf auth login")
+    assert hub.downloads("model.safetensors") == []
+    assert "model.safetensors" in resolve(token="hf_mine")["files"]
+
+
+def test_a_hub_that_forbids_says_to_log_in(hub, resolve):
+    hub.repositories["toys/one"] = Repository(checkpoint(), status=403)
+    refused(resolve(token="hf_old"), "HubError", "your token is refused: log in")
+    refused(resolve(), "HubError", "; log in with `hf auth login` or set HF_TOKEN")
 
 
 def test_without_a_plugin_no_weights_are_fetched_and_the_plugin_is_named(hub, resolve):
@@ -301,10 +334,62 @@ def test_a_download_that_broke_off_goes_on_with_the_file_it_was_at(hub, resolve)
     repository = Repository(checkpoint(model__safetensors=None) | shards, shortened={second})
     hub.repositories["toys/one"] = repository
 
-    refused(resolve(), "HubError", "broke off", "run again to go on")
+    broken = resolve()
+    refused(broken, "HubError", "broke off (Consistency check failed", "run again to go on")
+    assert "force_download" not in broken["message"]
     repository.shortened.clear()
     assert second in resolve()["files"]
     assert (len(hub.downloads(first)), len(hub.downloads(second))) == (1, 2)
+
+
+@pytest.mark.parametrize("command", [["generate", "-q"], ["chat"], ["inspect"]], ids=" ".join)
+def test_on_the_command_line_each_failure_is_one_line_and_exit_code_2(
+    hub, environ, tmp_path, command
+):
+    other = CONFIG | {"architectures": ["OtherForCausalLM"], "model_type": "other"}
+    cut = Repository(checkpoint(), shortened={"config.json", "model.safetensors"})
+    hub.repositories |= {
+        "toys/gated": Repository(checkpoint(), gated=True),
+        "toys/forbidden": Repository(checkpoint(), status=403),
+        "toys/no-config": Repository({"model.gguf": b"GGUF"}),
+        "toys/no-plugin": Repository(checkpoint(config__json=as_json(other))),
+        "toys/cut": cut,
+    }
+    failures = {
+        "toys/gated": "is gated",
+        "toys/none": "has no model repository",
+        "toys/forbidden": "hub refuses",
+        "toys/no-config": "has no config.json",
+        "toys/no-plugin": "no installed plugin serves",
+        "toys/cut": "broke off",
+    }
+    if command != ["inspect"]:  # which looks at no weights
+        pickled = checkpoint(model__safetensors=None, pytorch_model__bin=b"pickle")
+        hub.repositories["toys/pickled"] = Repository(pickled)
+        failures["toys/pickled"] = "holds pickled weights only"
+        huge = {"model.safetensors": 10**18}
+        hub.repositories["toys/huge"] = Repository(checkpoint(), claimed_sizes=huge)
+        failures["toys/huge"] = "not enough disk space"
+    prompt = ["hi"] if command[0] == "generate" else []
+    lines = [[command[0], model, *prompt, *command[1:]] for model in failures]
+
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps(lines)],
+        env=environ,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stderr
+    answers = map(json.loads, done.stdout.splitlines())
+    for phrase, (code, out, err) in zip(failures.values(), answers, strict=True):
+        *progress, message = err.splitlines()
+        assert (code, out) == (2, "")
+        assert message.startswith("infer: error: "), err
+        assert phrase in message
+        assert all("Fetching" in line or not line for line in progress), progress
+        assert "-q" not in command or progress == []
+    assert list((tmp_path / "hf").rglob("snapshots/*/*.safetensors")) == []
 
 
 @pytest.mark.parametrize(

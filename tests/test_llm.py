@@ -1,14 +1,23 @@
+import copy
 import gc
 import json
 import math
 import weakref
 
+import numpy
 import pytest
 import torch
 import transformers
 from toy_checkpoint import write_checkpoint
 
-from infer_core import LLM, ChatTemplateError, RequestError, SamplingParams, TokenizerError
+from infer_core import (
+    LLM,
+    ChatTemplateError,
+    Conversation,
+    RequestError,
+    SamplingParams,
+    TokenizerError,
+)
 
 PROMPT = "The quick brown fox"
 MESSAGES = [{"role": "user", "content": "Pack my box"}]
@@ -21,8 +30,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def llm(folder):
-    with LLM(folder, device="cpu") as llm:
+def llm(folder, device):
+    with LLM(folder, device=device) as llm:
         yield llm
 
 
@@ -64,6 +73,12 @@ def test_text_and_its_ids_give_the_same_answer(llm):
     assert by_ids.token_ids == llm.generate(PROMPT, SHORT).token_ids
 
 
+@pytest.mark.parametrize("kind", [tuple, numpy.array, torch.tensor])
+def test_ids_may_come_in_any_sequence(llm, kind):
+    ids = llm.encode(PROMPT)
+    assert llm.generate(kind(ids), SHORT).token_ids == llm.generate(ids, SHORT).token_ids
+
+
 def test_a_list_of_prompts_gives_a_list_in_its_order(llm):
     one, two = llm.generate([PROMPT, llm.encode("Pack")], SHORT)
     assert one.token_ids == llm.generate(PROMPT, SHORT).token_ids
@@ -92,6 +107,36 @@ def test_logprobs_are_those_of_the_raw_logits(llm, oracle):
         assert [token for token, _ in each.top] == top.indices.tolist()
         assert [logprob for _, logprob in each.top] == pytest.approx(top.values.tolist(), rel=1e-4)
         assert each.logprob == pytest.approx(each.top[0][1])
+
+
+@pytest.mark.gpu
+def test_logprobs_on_a_gpu_are_as_accurate_as_eager_torch(folder, oracle):
+    params = SamplingParams(max_tokens=12, logprobs=100)
+    with LLM(folder, device="cuda") as llm:
+        ours = llm.generate(PROMPT, params)
+    with LLM(folder, device="cpu") as llm:
+        reference = llm.generate(PROMPT, params)
+        ids = torch.tensor([llm.encode(PROMPT) + reference.token_ids[:-1]])
+    assert ours.token_ids == reference.token_ids
+
+    def rows(model):
+        with torch.no_grad():
+            return model(ids).logits[0, -12:].double().log_softmax(-1)
+
+    eager, truth = rows(oracle[0]), rows(copy.deepcopy(oracle[0]).double())
+
+    def error(answer):
+        return max(
+            abs(logprob - row[token].item())
+            for each, row in zip(answer.logprobs, truth, strict=True)
+            for token, logprob in [(each.token_id, each.logprob), *each.top]
+        )
+
+    # the rule for every kernel: at most twice what eager torch errs at the same dtype
+    rounding = torch.finfo(torch.float32).eps * truth.abs().max().item()
+    allowed = 2 * (eager - truth).abs().max().item() + rounding
+    assert error(reference) <= allowed
+    assert error(ours) <= allowed
 
 
 def test_logprobs_of_sampled_tokens_ignore_temperature(llm, oracle):
@@ -128,12 +173,32 @@ def test_a_cancelled_stream_keeps_what_came(llm):
     assert len(answer.token_ids) < 12
 
 
-def test_the_end_token_of_generation_config_ends_the_answer(llm, tmp_path):
+@pytest.mark.parametrize("how", ["cancel", "interrupt", "close", "drop"])
+def test_after_an_answer_given_up_the_next_is_whole(llm, how):
+    whole = llm.generate(PROMPT, SHORT)
+    stream = llm.stream(PROMPT, SHORT)
+    pieces = iter(stream)
+    next(pieces)
+    if how == "cancel":
+        stream.cancel()
+        stream.read()
+    elif how == "interrupt":  # Ctrl-C with Python's own handler, while a piece is on its way
+        with pytest.raises(KeyboardInterrupt):
+            pieces.throw(KeyboardInterrupt)
+    elif how == "close":
+        stream.close()
+        assert list(stream) == []
+    del stream, pieces
+
+    assert llm.generate(PROMPT, SHORT).token_ids == whole.token_ids
+
+
+def test_the_end_token_of_generation_config_ends_the_answer(llm, tmp_path, device):
     tokens = llm.generate(PROMPT, SHORT).token_ids
     end = tokens[4]
     write_checkpoint(tmp_path, generation_config={"eos_token_id": [1, end]})
 
-    with LLM(tmp_path, device="cpu") as other:
+    with LLM(tmp_path, device=device) as other:
         answer = other.generate(PROMPT, SHORT)
 
     assert answer.finish_reason == "eos"
@@ -141,10 +206,10 @@ def test_the_end_token_of_generation_config_ends_the_answer(llm, tmp_path):
     assert answer.text == other.tokenizer.decode(answer.token_ids[:-1])
 
 
-def test_the_model_samples_by_its_generation_config_unless_told(llm, tmp_path):
+def test_the_model_samples_by_its_generation_config_unless_told(llm, tmp_path, device):
     write_checkpoint(tmp_path, generation_config={"do_sample": True, "temperature": 5.0})
 
-    with LLM(tmp_path, device="cpu") as sampling:
+    with LLM(tmp_path, device=device) as sampling:
         greedy = sampling.generate(PROMPT, SamplingParams(temperature=0, max_tokens=12))
         sampled = sampling.generate(PROMPT, SHORT)
 
@@ -172,10 +237,34 @@ def test_a_model_without_a_template_says_so(tmp_path):
         llm.chat(MESSAGES)
 
 
-def test_an_answer_is_at_most_what_is_left_of_the_context(folder):
-    with LLM(folder, device="cpu", max_context=20) as llm:
+@pytest.mark.parametrize("generation_config", [{}, {"max_new_tokens": 400}], ids=["1024", "400"])
+def test_a_length_nobody_asked_for_gives_way_to_the_context(tmp_path, generation_config, device):
+    write_checkpoint(tmp_path, generation_config=generation_config)
+    with LLM(tmp_path, device=device, max_context=20) as llm:
         answer = llm.generate(list(range(3, 15)))
-    assert len(answer.token_ids) <= 8
+        assert (answer.finish_reason, len(answer.token_ids)) == ("length", 8)
+        with pytest.raises(RequestError, match="12 prompt tokens \\+ 9 new tokens = 21"):
+            llm.generate(list(range(3, 15)), SamplingParams(max_tokens=9))
+
+
+def test_a_prompt_that_fills_the_context_hears_what_can_be_done(llm, folder, device):
+    with pytest.raises(RequestError, match=r"shorten the prompt$"):
+        llm.generate([5] * 512)
+    with (
+        LLM(folder, device=device, max_context=64) as small,
+        pytest.raises(RequestError, match="shorten the prompt or raise max_context"),
+    ):
+        small.generate([5] * 64)
+
+
+def test_an_answer_overtaken_by_another_request_says_so(llm):
+    overtaken = iter(llm.stream(PROMPT, SHORT))
+    next(overtaken)
+    other = llm.generate("Pack", SHORT)
+
+    with pytest.raises(RequestError, match="another request has begun on the same model"):
+        next(overtaken)
+    assert llm.generate("Pack", SHORT).token_ids == other.token_ids
 
 
 @pytest.mark.parametrize(
@@ -190,6 +279,14 @@ def test_an_answer_is_at_most_what_is_left_of_the_context(folder):
             [5] * 500, SamplingParams(max_tokens=20), "500 prompt tokens \\+ 20", id="too-long"
         ),
         pytest.param("a\ud800", None, "lone surrogate", id="not-unicode"),
+        pytest.param(MESSAGES, None, "messages with roles are for `chat`", id="messages"),
+        pytest.param(MESSAGES[0], None, "expected text or a list of token ids", id="one-message"),
+        pytest.param(b"fox", None, "a prompt is b'fox', expected text", id="bytes"),
+        pytest.param([5, "fox"], None, "a prompt is 5, expected text", id="id-and-text"),
+        pytest.param([5, 1.5], None, r"a prompt is \[5, 1.5\], expected text", id="float"),
+        pytest.param(None, None, "a prompt is None, expected text", id="none"),
+        pytest.param({"fox"}, None, "a prompt is {'fox'}, expected text", id="set"),
+        pytest.param(torch.zeros(2, 3, dtype=torch.int64), None, "is tensor", id="2-d-tensor"),
     ],
 )
 def test_a_bad_request_is_refused_before_anything_runs(llm, monkeypatch, prompt, params, message):
@@ -246,13 +343,41 @@ def test_a_malformed_tokenizer_fails_before_the_weights_are_read(tmp_path):
         LLM(tmp_path, device="cpu")
 
 
-def test_closing_frees_the_weights_and_ends_service(folder):
-    with LLM(folder, device="cpu") as llm:
+def test_closing_frees_the_weights_and_ends_service(folder, device):
+    with LLM(folder, device=device) as llm:
         llm.generate(PROMPT, SHORT)
+        unfinished = llm.stream(PROMPT, SHORT)
+        next(iter(unfinished))
         weights = weakref.ref(llm.engine.parameters["embed"])
     gc.collect()
 
     assert weights() is None
+    with pytest.raises(RequestError, match="not complete"):
+        unfinished.read()
     with pytest.raises(RequestError, match="is closed"):
         llm.generate(PROMPT)
     llm.close()
+
+
+@pytest.mark.gpu
+def test_closing_gives_the_gpu_memory_back(folder):
+    def use():
+        with LLM(folder) as llm:
+            assert llm.engine.device.type == "cuda"
+            llm.generate([PROMPT, PROMPT * 30], SHORT)
+            llm.generate(PROMPT, SamplingParams(temperature=1.0, top_p=0.9, max_tokens=5))
+            conversation = Conversation(llm, params=SHORT)
+            list(conversation.say("Pack my box"))
+            list(conversation.say("And then?"))
+            unfinished = llm.stream(PROMPT, SHORT)
+            next(iter(unfinished))
+            used = torch.cuda.memory_allocated()
+        return used, unfinished
+
+    use()  # what torch keeps as long as the process runs: a cuBLAS workspace a stream
+    allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    used, _unfinished = use()
+
+    assert used > allocated
+    assert torch.cuda.memory_allocated() == allocated
+    assert torch.cuda.memory_reserved() <= reserved

@@ -22,8 +22,8 @@ def ids(length, seed=0):
     return torch.randint(3, VOCAB, (length,), generator=generator).tolist()
 
 
-def engine_of(spec, **options):
-    weights = dummy_weights(spec, device="cpu", dtype=torch.float32, seed=1)
+def engine_of(spec, device, **options):
+    weights = dummy_weights(spec, device=device, dtype=torch.float32, seed=1)
     return Engine(spec, weights, **options)
 
 
@@ -49,13 +49,13 @@ def run(engine, prompt, count=12, *, stop_after=None, reuse=True, sampling=None)
 
 @pytest.mark.parametrize("chunk", [2048, 5], ids=["at-once", "in-pieces"])
 @pytest.mark.parametrize("sizes", SPECS.values(), ids=SPECS.keys())
-def test_a_continued_request_gives_what_a_fresh_one_gives(sizes, chunk):
-    engine = engine_of(toy_spec(**sizes), prefill_chunk=chunk)
+def test_a_continued_request_gives_what_a_fresh_one_gives(sizes, chunk, device):
+    engine = engine_of(toy_spec(**sizes), device, prefill_chunk=chunk)
     prompt, in_cache = ids(11), 0
 
     for turn in range(4):
         reused, logits = run(engine, prompt)
-        fresh, expected = run(engine_of(toy_spec(**sizes)), prompt, reuse=False)
+        fresh, expected = run(engine_of(toy_spec(**sizes), device), prompt, reuse=False)
         assert reused.tokens == fresh.tokens
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
         assert reused.num_cached_tokens == in_cache
@@ -66,8 +66,8 @@ def test_a_continued_request_gives_what_a_fresh_one_gives(sizes, chunk):
 
 @pytest.mark.parametrize("sizes", SPECS.values(), ids=SPECS.keys())
 @pytest.mark.parametrize("common", [0, 1, 10, 15, 19, 20])
-def test_a_prompt_that_departs_from_the_cache_gives_what_a_fresh_one_gives(sizes, common):
-    engine = engine_of(toy_spec(**sizes))
+def test_a_prompt_that_departs_from_the_cache_gives_what_a_fresh_one_gives(sizes, common, device):
+    engine = engine_of(toy_spec(**sizes), device)
     first = ids(17)
     answer, _ = run(engine, first, 4)
     cached = [*first, *answer.tokens][:20]
@@ -75,7 +75,7 @@ def test_a_prompt_that_departs_from_the_cache_gives_what_a_fresh_one_gives(sizes
     prompt = [*cached[:common], other, *ids(5, seed=9)]
 
     reused, logits = run(engine, prompt)
-    fresh, expected = run(engine_of(toy_spec(**sizes)), prompt, reuse=False)
+    fresh, expected = run(engine_of(toy_spec(**sizes), device), prompt, reuse=False)
 
     assert reused.tokens == fresh.tokens
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
@@ -83,23 +83,23 @@ def test_a_prompt_that_departs_from_the_cache_gives_what_a_fresh_one_gives(sizes
     assert reused.num_cached_tokens == (0 if lost else common)
 
 
-def test_the_same_prompt_again_runs_its_last_token_only():
-    engine = engine_of(toy_spec())
+def test_the_same_prompt_again_runs_its_last_token_only(device):
+    engine = engine_of(toy_spec(), device)
     first, _ = run(engine, ids(9))
     again, _ = run(engine, ids(9))
     assert (again.num_cached_tokens, again.tokens) == (8, first.tokens)
 
 
 @pytest.mark.parametrize("sizes", SPECS.values(), ids=SPECS.keys())
-def test_a_conversation_that_outgrows_its_context_moves_without_starting_over(sizes):
+def test_a_conversation_that_outgrows_its_context_moves_without_starting_over(sizes, device):
     spec = toy_spec(**sizes, max_context=4096)
-    engine = engine_of(spec)
+    engine = engine_of(spec, device)
     prompt = ids(1000)
     first, _ = run(engine, prompt, 20)
     longer = [*prompt, *first.tokens, *ids(40, seed=3)]
 
     reused, logits = run(engine, longer)
-    fresh, expected = run(engine_of(spec), longer, reuse=False)
+    fresh, expected = run(engine_of(spec, device), longer, reuse=False)
 
     assert reused.num_cached_tokens == 1019
     assert reused.kv_cache_bytes > first.kv_cache_bytes
@@ -107,50 +107,60 @@ def test_a_conversation_that_outgrows_its_context_moves_without_starting_over(si
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_without_a_kv_cache_nothing_is_reused():
-    engine = engine_of(toy_spec(), kv_cache=False)
+def test_without_a_kv_cache_nothing_is_reused(device):
+    engine = engine_of(toy_spec(), device, kv_cache=False)
     run(engine, ids(9), 3)
     assert run(engine, ids(9), 3)[0].num_cached_tokens == 0
 
 
-def test_a_stopped_request_can_be_continued():
+def test_a_stopped_request_can_be_continued(device):
     spec = toy_spec(window=8, ring=True)
-    engine = engine_of(spec)
+    engine = engine_of(spec, device)
     stopped, _ = run(engine, ids(17), 12, stop_after=5)
     assert (stopped.finish_reason, len(stopped.tokens)) == ("stop", 5)
 
     prompt = [*ids(17), *stopped.tokens, 4]
     reused, _ = run(engine, prompt)
-    assert reused.num_cached_tokens == 21
-    assert reused.tokens == run(engine_of(spec), prompt, reuse=False)[0].tokens
+    # while the host looks at a token, a GPU runs one step further
+    assert reused.num_cached_tokens == (22 if device == "cuda" else 21)
+    assert reused.tokens == run(engine_of(spec, device), prompt, reuse=False)[0].tokens
 
 
-def test_a_repetition_penalty_sees_the_reused_tokens_too():
+def test_a_repetition_penalty_sees_the_reused_tokens_too(device):
     penalty = SamplingParams(repetition_penalty=3.0)
-    engine = engine_of(toy_spec())
+    engine = engine_of(toy_spec(), device)
     first, _ = run(engine, ids(9), sampling=penalty)
     prompt = [*ids(9), *first.tokens, 5]
 
     reused, _ = run(engine, prompt, sampling=penalty)
 
     assert reused.num_cached_tokens > 0
-    assert reused.tokens == run(engine_of(toy_spec()), prompt, sampling=penalty)[0].tokens
+    assert reused.tokens == run(engine_of(toy_spec(), device), prompt, sampling=penalty)[0].tokens
 
 
-def test_a_request_that_failed_leaves_nothing_to_reuse():
-    engine = engine_of(toy_spec())
+@pytest.mark.parametrize("step", [0, 3], ids=["prefill", "decode"])
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_after_a_request_that_failed_the_next_gives_what_a_fresh_one_gives(step, error, device):
+    engine = engine_of(toy_spec(), device)
     run(engine, ids(9), 3)
-    failing = engine.stream(
-        ids(9), max_new_tokens=3, reuse_prefix=True, on_logits=lambda logits, token: 1 / 0
-    )
-    with pytest.raises(ZeroDivisionError):
-        next(failing)
-    good, _ = run(engine, [*ids(9)], 3)
-    assert good.tokens == run(engine_of(toy_spec()), ids(9), 3)[0].tokens
+    seen = []
+
+    def fail(logits, token):
+        seen.append(token)
+        if len(seen) > step:
+            raise error
+
+    failing = engine.stream(ids(14), max_new_tokens=9, reuse_prefix=True, on_logits=fail)
+    with pytest.raises(error):
+        for _ in failing:
+            pass
+
+    good, _ = run(engine, ids(14), 9)
+    assert good.tokens == run(engine_of(toy_spec(), device), ids(14), 9)[0].tokens
 
 
-def test_on_token_stops_generate_by_returning_true():
-    engine = engine_of(toy_spec())
+def test_on_token_stops_generate_by_returning_true(device):
+    engine = engine_of(toy_spec(), device)
     seen = []
 
     def stop_at_three(token):
@@ -184,14 +194,17 @@ class GraphSession(Session):
 
 
 @pytest.fixture
-def graphs(monkeypatch):
-    monkeypatch.setattr("infer_core.engine.Session", GraphSession)
+def capturing(device, monkeypatch):
+    """A device whose sessions capture graphs and run ahead; on a CPU they do as if."""
+    if device == "cpu":
+        monkeypatch.setattr("infer_core.engine.Session", GraphSession)
+    return device
 
 
 @pytest.mark.parametrize("sizes", SPECS.values(), ids=SPECS.keys())
-def test_captures_and_running_ahead_leave_the_cache_as_it_was(graphs, sizes):
-    engine = engine_of(toy_spec(**sizes))
-    plain = engine_of(toy_spec(**sizes))
+def test_captures_and_running_ahead_leave_the_cache_as_it_was(capturing, sizes):
+    engine = engine_of(toy_spec(**sizes), capturing)
+    plain = engine_of(toy_spec(**sizes), capturing, cuda_graph=False)
     prompt, in_cache = ids(11), 0
     # prompts of different buckets and kinds of sampling, so that each turn captures anew
     for turn, (extra, sampling) in enumerate(
@@ -206,9 +219,9 @@ def test_captures_and_running_ahead_leave_the_cache_as_it_was(graphs, sizes):
         prompt = [*prompt, *reused.tokens, *ids(extra, seed=turn)]
 
 
-def test_a_ring_that_ran_far_ahead_is_not_continued(graphs):
+def test_a_ring_that_ran_far_ahead_is_not_continued(capturing):
     spec = toy_spec(window=8, ring=True)
-    engine = engine_of(spec)
+    engine = engine_of(spec, capturing)
     first = engine.stream(ids(17), max_new_tokens=30)
     tokens = [next(first), next(first)]
     with pytest.raises(StopIteration):
@@ -218,4 +231,4 @@ def test_a_ring_that_ran_far_ahead_is_not_continued(graphs):
     reused, _ = run(engine, prompt)
 
     assert reused.num_cached_tokens == 0
-    assert reused.tokens == run(engine_of(spec), prompt, reuse=False)[0].tokens
+    assert reused.tokens == run(engine_of(spec, capturing), prompt, reuse=False)[0].tokens

@@ -73,6 +73,9 @@ def test_the_truncation_and_padding_of_training_do_not_apply(tmp_path):
             {"bos_token": {"__type": "AddedToken", "content": "<turn>"}}, None, id="objects"
         ),
         pytest.param({"bos_token": None}, None, id="no-bos"),
+        pytest.param({"boi_token": "<turn>", "add_bos_token": True}, None, id="of-the-model"),
+        pytest.param({"extra_special_tokens": {"image_token": "<turn>"}}, None, id="extra"),
+        pytest.param({"extra_special_tokens": ["<turn>"]}, None, id="extra-without-names"),
         pytest.param(
             {}, {"bos_token": {"content": "<turn>"}, "pad_token": "<eos>"}, id="older-file"
         ),
