@@ -170,9 +170,18 @@ def test_the_environment_names_versions_but_no_user_host_or_path():
         ("toys/model at 3/4 of 1024+64 tok/s", "toys/model at 3/4 of 1024+64 tok/s"),
         ("https://example.org/a/b says so", "https://example.org/a/b says so"),
         ("pip install ./plugins/toy", "pip install ./plugins/toy"),
+        ("not in /home/ann, nor in /Users/bob/models", "not in ~, nor in ~/models"),
+        ("see file:///data/x/y.json", "see .../y.json"),
+        ("HOME=/srv/ann is ann's, on box7 and box7.example.org", "HOME=~ is <user>'s, on <host> "
+         "and <host>"),
+        ("annual sums of toy-ann and box70", "annual sums of toy-ann and box70"),
     ],
-)
-def test_absolute_paths_are_shortened_in_published_messages(text, public):
+)  # fmt: skip
+def test_published_messages_do_not_say_whose_machine_it_was(text, public, monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: Path("/srv/ann"))
+    monkeypatch.setattr(getpass, "getuser", lambda: "ann")
+    monkeypatch.setattr(socket, "gethostname", lambda: "box7.example.org")
+
     assert without_paths(text) == public
 
 
