@@ -3,6 +3,7 @@
 As light to import as cli.py.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -96,7 +97,9 @@ def show_reports(
 def exit_code_of(run: Callable[[], int]) -> int:
     """Run a command; an error becomes one message on stderr and its exit code."""
     try:
-        return run()
+        code = run()
+        sys.stdout.flush()  # else a full disk or a closed pipe is noticed too late
+        return code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except InferError as error:
@@ -104,3 +107,9 @@ def exit_code_of(run: Callable[[], int]) -> int:
         if isinstance(error, NotComparable):
             return EXIT_NOT_COMPARABLE
         return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURES
+    except BrokenPipeError:  # `| head` has seen enough; Python would complain again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURES
+    except OSError as error:  # stdout is full, no process can be started
+        print(f"infer-bench: error: {error}", file=sys.stderr)
+        return EXIT_FAILURES

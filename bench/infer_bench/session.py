@@ -1,8 +1,8 @@
 """One call of infer-bench: plan, run, show, save; the exit code says how it went."""
 
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,7 +69,7 @@ def run_session(
     Raises:
         UsageError: nothing to measure, no such device, engine, model or baseline, no folder to
             write to.
-        ReportError: the report cannot be written; the tables are already printed then.
+        ReportError: the report cannot be written; the tables are printed all the same.
     """
     created = datetime.now(UTC)
     device = backend.pick_device(request.device)
@@ -114,9 +114,18 @@ def run_session(
         )
     report = _report(header, plan, results, backend)
 
-    print_report(report, as_json=request.json)
+    if results.interrupted and not results.rows:
+        journal.remove()
+        print("interrupted before any row was finished", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    try:
+        if path is not None:
+            save_report(report, path)
+        if not results.interrupted:
+            journal.remove()
+    finally:  # the numbers are there, whatever became of the file, and the other way round
+        print_report(report, as_json=request.json)
     if path is not None:
-        save_report(report, path)
         print(f"report: {path}", file=sys.stderr if request.json else sys.stdout)
     if results.interrupted:
         again = "; infer-bench --resume, with the same options, goes on" if path else ""
@@ -125,7 +134,6 @@ def run_session(
             file=sys.stderr,
         )
         return EXIT_INTERRUPTED
-    journal.remove()
     measured = any(row.status == "ok" for row in report.rows)
     gate = request.gate.close(report, request.output_dir)
     return gate or (EXIT_FAILURES if report.failures or not measured else EXIT_OK)
@@ -133,22 +141,33 @@ def run_session(
 
 def _plan(request: Request, backend: Backend, device: str) -> tuple[Plan, list[str]]:
     """Find engines and models; also the names of plugins that do not work."""
+    limit_s = min(PLUGIN_LIMIT_S, request.settings.timeout_s)
+
+    # an engine or a plugin may hang or print; stdout is for the report
+    @contextmanager
+    def strangers_code(doing: str) -> Iterator[None]:
+        with time_limit(limit_s, doing), redirect_stdout(sys.stderr):
+            yield
+
     unavailable = {}
     for engine in (engines := check_engines(request.engines)):
         try:
-            backend.check_engine(engine)
-        except EngineUnavailable as error:
+            with strangers_code(f"importing engine {engine}"):
+                backend.check_engine(engine)
+        except (EngineUnavailable, TimeoutError) as error:
             unavailable[engine] = describe(error)
-    limit_s = min(PLUGIN_LIMIT_S, request.settings.timeout_s)
 
-    with_weights = request.settings.weights != "dummy" and not request.dry_run
-
-    # a plugin may hang or print; stdout is for the report
     def resolve(model: str, registry: "PluginRegistry", device: str) -> "ResolvedModel":
-        with time_limit(limit_s, f"describing {Path(model).name}"), redirect_stdout(sys.stderr):
-            return backend.resolve(
-                model, registry, device, revision=request.revision, weights=with_weights
+        with strangers_code(f"describing {Path(model).name}"):
+            found = backend.resolve(
+                model, registry, device, revision=request.revision, weights=False
             )
+        with_weights = request.settings.weights != "dummy" and not request.dry_run
+        if with_weights and found.hub_id == model:  # gigabytes take as long as they take
+            found = backend.resolve(
+                model, registry, device, revision=request.revision, weights=True
+            )
+        return found
 
     try:
         with time_limit(limit_s, "loading the plugin"):

@@ -101,7 +101,8 @@ def describe(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if not isinstance(error, InferError) or not text:
         text = f"{type(error).__name__}: {text}"
-    return without_paths(text)
+    # a file's name may hold bytes that are no text, which JSON could not either
+    return without_paths(text.encode(errors="replace").decode())
 
 
 def _distinct(targets: Sequence[Target]) -> tuple[Target, ...]:

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import re
 import resource
 import signal
@@ -120,6 +122,23 @@ def test_an_ad_hoc_case_takes_its_sizes_and_sampling(call):
         },
     }
     assert report.rows[0].samples[0].num_tokens == 5
+
+
+def test_a_download_may_take_longer_than_a_plugin(call):
+    limits = []
+
+    class Hub(FakeBackend):
+        def resolve(self, model, registry, device, *, revision=None, weights=True):
+            limits.append((weights, signal.getitimer(signal.ITIMER_REAL)[0] > 0))
+            found = super().resolve(model, registry, device, revision=revision, weights=weights)
+            found.hub_id = model
+            return found
+
+    result, _ = call(Hub({"org/toy": FakeEngine()}), "--model", "org/toy", "--config", "short")
+
+    assert result.exit_code == 0, result.stderr
+    # planning asks for the specs with a limit, then for the weights without one
+    assert limits[:2] == [(False, True), (True, False)]
 
 
 def test_an_ad_hoc_case_of_one_token_works(call):
@@ -263,6 +282,27 @@ def test_ctrl_c_saves_the_finished_rows_and_exits_130(call):
     assert "interrupted" in result.stderr
 
 
+def test_ctrl_c_before_any_row_leaves_nothing_behind(call, tmp_path):
+    result, reports = call(interrupted_on(64))
+
+    assert (result.exit_code, reports) == (130, [])
+    assert "interrupted before any row was finished" in result.stderr
+    assert list((tmp_path / "bench" / "reports").iterdir()) == []
+
+
+def test_numbers_that_cannot_be_printed_are_saved_all_the_same(call, monkeypatch):
+    def full(report, *, as_json):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("infer_bench.session.print_report", full)
+
+    result, (report,) = call(toy())
+
+    assert result.exit_code == 1
+    assert "error: [Errno 28] No space left on device" in result.stderr
+    assert [row.status for row in report.rows] == ["ok", "ok"]
+
+
 def interrupted_on(length):
     def tokens(call, max_new_tokens):
         if max_new_tokens == length:
@@ -337,7 +377,7 @@ def test_a_full_disk_costs_the_report_but_not_the_tables_and_leaves_nothing_cut_
 
     assert result.exit_code == 1
     assert "| short  | 1000.0 |" in result.stdout
-    assert "the run goes on, but could not be resumed" in result.stderr
+    assert "the run goes on, but rows from here on could not be resumed" in result.stderr
     assert "File too large" in result.stderr
     assert reports == []
 
@@ -451,7 +491,7 @@ def test_compare_reads_the_same_build_twice_as_the_same(call, reports):
         (["compare", "a.json", "a.json", "--metric", "x"], 2, "unknown --metric 'x'"),
         (["report", "foreign.json"], 1, "is not a report of infer-bench"),
         (["report", "a.json", "--csv", "--markdown"], 2, "give one"),
-        (["report", "a.json", "--html", "no/where.html"], 1, "cannot write no/where.html"),
+        (["report", "a.json", "--html", "a.json/page"], 1, "cannot write a.json/page"),
     ],
 )
 def test_wrong_reports_are_refused_in_words(call, reports, tmp_path, arguments, code, message):
@@ -471,6 +511,30 @@ def test_report_prints_the_tables_of_a_saved_report_once_more(call, reports):
     assert result.exit_code == 0
     assert result.stdout.startswith("device: Toy GPU 9000")
     assert "### E2E throughput (tok/s)" in result.stdout
+
+
+def test_a_reader_that_stops_early_is_no_error_to_shout_about(reports, tmp_path):
+    reports(a=a_report())
+    command = f"{sys.executable} -c 'from infer_bench.cli import main; main()' report a.json"
+
+    done = subprocess.run(
+        f"{command} | true", shell=True, capture_output=True, text=True, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )  # fmt: skip
+
+    assert done.stderr == ""
+
+
+def test_a_page_can_be_written_to_a_pipe(call, reports, tmp_path):
+    reports(a=a_report())
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+
+    result, _ = call(toy(), "report", "a.json", "--html", "pipe")
+
+    assert result.exit_code == 0, result.stderr
+    assert os.read(reader, 15) == b"<!doctype html>"
+    os.close(reader)
 
 
 def test_report_reads_version_1_too(call):
