@@ -4,6 +4,7 @@ Importing this module imports neither torch nor triton; `Backend`'s methods do, 
 """
 
 import gc
+import signal
 from typing import TYPE_CHECKING
 
 from infer_bench.engines import LoadedEngine, LoadOptions, find_engine
@@ -28,7 +29,14 @@ class Backend:
             UsageError: it is no device, or a GPU that is not there.
         """
         from infer_core import RequestError
-        from infer_core.device import pick_device
+
+        # Ctrl-C inside of torch's C++ start-up would abort the process with a C++ message
+        signals = {signal.SIGINT, signal.SIGTERM}
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        try:
+            from infer_core.device import pick_device
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
         try:
             return pick_device(requested)

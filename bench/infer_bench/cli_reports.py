@@ -37,7 +37,7 @@ def compare_reports(
     max_regress: Annotated[str, typer.Option(help="How much worse is too much.")] = "5%",
     metric: Annotated[
         list[str] | None,
-        typer.Option(help="Repeat for several. Default: e2e_tokens_per_s and step_p50_ms"),
+        typer.Option(help="Comma-separated or repeated. Default: e2e_tokens_per_s and step_p50_ms"),
     ] = None,
     baseline: Annotated[str | None, typer.Option(metavar="NAME", help="Stands for A.json.")] = None,
     output_dir: Annotated[

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infer_bench.compare import compare
-from infer_bench.compare_output import comparison_table, to_junit, verdict_line
+from infer_bench.compare_output import comparison_table, to_junit, verdict_lines
 from infer_bench.errors import UsageError
 from infer_bench.exit_codes import EXIT_OK
 from infer_bench.gate import exit_code, load_baseline
@@ -38,11 +38,11 @@ def compare_two(
     """
     before, after = _two_reports(paths, baseline, folder)
     changes = compare(before, after, metrics=metrics, max_regress=max_regress, force=force)
-    table, verdicts = comparison_table(changes), verdict_line(changes)
+    table, verdicts = comparison_table(changes), verdict_lines(changes, before, after)
     print_table(table)
     print(verdicts)
     if markdown is not None:
-        write_whole(markdown, f"{to_markdown(table)}\n{verdicts}\n")
+        write_whole(markdown, f"{to_markdown(table)}\n{verdicts.replace(chr(10), chr(10) * 2)}\n")
     if junit is not None:
         write_whole(junit, to_junit(changes, max_regress=max_regress))
     return exit_code(changes)

@@ -152,8 +152,8 @@ def test_options_reach_engine_and_report(call):
     backend = toy()
 
     _, (report,) = call(
-        backend, "--model", "toy", "--revision", "v1", "--config", "short", "--dtype", "bfloat16",
-        "--weights", "dummy", "--no-kv-cache", "--warmup", "0", "--trials", "1",
+        backend, "--model", "toy", "--revision", "v1", "--config", "short,short",
+        "--dtype", "bfloat16", "--weights", "dummy", "--no-kv-cache", "--warmup", "0", "--trials", "1",
         "--max-trials", "1", "--isolation", "model", "--timeout", "5",
     )  # fmt: skip
 
@@ -191,6 +191,9 @@ def test_options_reach_engine_and_report(call):
         (["--engine", "ifner"], "unknown engine 'ifner'; known: infer, transformers"),
         (["--engine", "infer,"], "holds an empty name"),
         (["--timeout", "0"], "Invalid value for '--timeout'"),
+        (["--timeout", "inf"], "Invalid value for '--timeout'"),
+        (["--seed", "99999999999999999999"], "Invalid value for '--seed'"),
+        (["--config", "short,"], "--config 'short,' holds an empty name"),
         (["--no-save", "--resume"], "drop --no-save"),
         (["--no-save", "--baseline", "x"], "drop --no-save"),
         (["--baseline", "nobody"], "no baseline 'nobody' in bench/reports/baselines; there: none"),

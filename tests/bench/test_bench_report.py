@@ -252,6 +252,29 @@ def test_a_damaged_or_foreign_file_is_said_to_be_one(tmp_path, text, message):
         load_report(path)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda data: data["cases"].clear(), "not listed"),
+        (lambda data: data["models"].clear(), "not listed"),
+        (lambda data: data.update(engines=["other"]), "not listed"),
+        (lambda data: data["rows"].append(data["rows"][0]), "same engine, model and case"),
+        (lambda data: data["rows"][0]["samples"].clear(), "has metrics and samples"),
+        (lambda data: data["rows"][0].update(metrics=None), "has metrics and samples"),
+        (lambda data: data["rows"][0]["samples"][0].update(e2e_s=0), "times above zero"),
+        (lambda data: data["rows"][0]["samples"][0]["step_ms"].pop(), "a time for each token"),
+    ],
+)
+def test_a_report_at_odds_with_itself_is_refused(tmp_path, spoil, message):
+    data = json.loads(a_report().to_json())
+    spoil(data)
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(data))
+
+    with pytest.raises(ReportError, match=message):
+        load_report(path)
+
+
 def test_a_report_that_is_not_there_is_said_so(tmp_path):
     with pytest.raises(ReportError, match=r"cannot read the report .*nowhere\.json: No such file"):
         load_report(tmp_path / "nowhere.json")

@@ -2,7 +2,7 @@
 
 import pytest
 from bench_fakes import CPU, GPU
-from bench_reports import CEILINGS, a_report, a_row, loaded_model
+from bench_reports import CEILINGS, a_report, a_row, a_sample, loaded_model
 from infer_bench.gpu_state import GpuActivity, GpuState
 from infer_bench.report import Metrics, Model, Row, WarmUp
 from infer_bench.summary import summary_lines
@@ -75,6 +75,7 @@ def log_report(*, environment=GPU, mbu=None, labels=tuple(LOG), loaded=None, **c
             loaded=loaded or loaded_model(),
             metrics=Metrics(**dict(zip(NAMES, numbers, strict=True)), num_trials=3, mbu=mbu),
             warm_up=WarmUp(num_runs=2, wall_s=0.5, stable=True),
+            samples=(a_sample(),),
         )
         for label in labels
         for case, numbers in zip(("short", "full-pipe"), LOG[label], strict=True)
