@@ -7,6 +7,7 @@ import gc
 import signal
 from typing import TYPE_CHECKING
 
+from infer_bench.compilations import Compilations
 from infer_bench.engines import LoadedEngine, LoadOptions, find_engine
 from infer_bench.environment import read_environment
 from infer_bench.errors import UsageError
@@ -100,6 +101,10 @@ class Backend:
     def watch_gpu(self, device: str) -> GpuWatch:
         """Give a context that watches the GPU, or nothing on the CPU."""
         return GpuWatch(find_gauge(_uuid(device)))
+
+    def count_compilations(self) -> Compilations:
+        """Count the Triton kernels that this process compiles."""
+        return Compilations()
 
     def use_one_thread(self) -> None:
         """Let torch compute with one CPU thread."""

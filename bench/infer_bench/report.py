@@ -102,6 +102,12 @@ class WarmUp(Record):
     num_runs: int = quantity("runs", "before the first trial")
     wall_s: float = quantity("s", "wall time of these runs, compilation and capture included")
     stable: bool | None = Field(description="the last two took the same time; None with fewer")
+    num_compiled: int | None = quantity(
+        "kernels",
+        "Triton kernels compiled for them, loading included; with 0 all were in Triton's cache on "
+        "disk; None for engines whose kernels are not Triton's",
+        default=None,
+    )
 
 
 class Parity(Record):

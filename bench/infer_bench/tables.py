@@ -46,7 +46,17 @@ _TABLES = (
             _Number("first", lambda row: row.cold_start_s if row else None, "s"),
         ),
     ),
+    (
+        "Kernels compiled before the trials (0: all were in Triton's cache)",
+        (
+            _Number(
+                "", lambda row: row.warm_up.num_compiled if row and row.warm_up else None, "kernels"
+            ),
+        ),
+    ),
 )
+
+_PLACES = {"s": 2, "kernels": 0}
 
 
 def report_tables(report: Report) -> list[Table]:
@@ -169,7 +179,9 @@ def failure_lines(report: Report) -> list[str]:
 
 def _metric_table(report: Report, title: str, numbers: Sequence[_Number]) -> Table:
     places = {
-        unit: 2 if unit == "s" else _places(report, [n for n in numbers if n.unit == unit])
+        unit: _PLACES[unit]
+        if unit in _PLACES
+        else _places(report, [number for number in numbers if number.unit == unit])
         for unit in {number.unit for number in numbers}
     }
     header = ["Config"]

@@ -153,8 +153,9 @@ def test_options_reach_engine_and_report(call):
 
     _, (report,) = call(
         backend, "--model", "toy", "--revision", "v1", "--config", "short,short",
-        "--dtype", "bfloat16", "--weights", "dummy", "--no-kv-cache", "--warmup", "0", "--trials", "1",
-        "--max-trials", "1", "--isolation", "model", "--timeout", "5",
+        "--dtype", "bfloat16", "--weights", "dummy", "--no-kv-cache",
+        "--warmup", "0", "--trials", "1", "--max-trials", "1", "--isolation", "model",
+        "--timeout", "5",
     )  # fmt: skip
 
     _, _, options = backend.loads[0]

@@ -125,6 +125,17 @@ def test_load_and_warm_up_stand_beside_each_other():
     ]
 
 
+def test_kernels_compiled_are_counted_where_triton_compiles():
+    title = "Kernels compiled before the trials (0: all were in Triton's cache)"
+    cold, warm = (
+        a_row(model, warm_up=WarmUp(num_runs=2, wall_s=9.0, stable=True, num_compiled=number))
+        for model, number in (("cold", 41), ("warm", 0))
+    )
+
+    assert "| short  |   41 |    0 |" in rendered(a_report(cold, warm))[title]
+    assert title not in rendered(a_report())
+
+
 def test_numbers_below_two_get_three_decimals():
     report = log_report()
     fast = report.rows[0].metrics.model_copy(update={"step_p50_ms": 0.7284})
