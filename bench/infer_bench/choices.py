@@ -35,7 +35,7 @@ def cases(
             "the ad-hoc options"
         )
     if configs:
-        return "configs", named_cases(_split("--config", configs))
+        return "configs", named_cases(split("--config", configs))
     if ad_hoc:
         return "ad-hoc", (_ad_hoc_case(**ad_hoc),)
     name = suite or DEFAULT_SUITE
@@ -48,7 +48,19 @@ def engines(given: list[str] | None) -> tuple[str, ...]:
     Raises:
         UsageError: a name is empty.
     """
-    return tuple(_split("--engine", given or ["infer"]))
+    return tuple(split("--engine", given or ["infer"]))
+
+
+def split(option: str, given: Sequence[str]) -> list[str]:
+    """Read names that may be comma-separated, repeated or both.
+
+    Raises:
+        UsageError: a name is empty.
+    """
+    names = [part.strip() for one in given for part in one.split(",")]
+    if not all(names):
+        raise UsageError(f"{option} {','.join(given)!r} holds an empty name")
+    return names
 
 
 def settings(*, warmup: int, trials: int, max_trials: int, **others: Any) -> Settings:
@@ -70,7 +82,7 @@ def metrics(names: Sequence[str] | None) -> tuple[str, ...]:
         UsageError: one is unknown, or has no better and worse.
     """
     known = [metric.name for metric in METRICS.values() if metric.higher_is_better is not None]
-    chosen = _split("--metric", names or DEFAULT_METRICS)
+    chosen = split("--metric", names or DEFAULT_METRICS)
     for name in chosen:
         if name not in known:
             raise UsageError(f"unknown --metric {name!r}; known: {', '.join(known)}")
@@ -87,13 +99,6 @@ def percent(text: str) -> float:
     if match is None or float(match[1]) > 100:
         raise UsageError(f"--max-regress {text!r} is no percentage; expected something like 5%")
     return float(match[1]) / 100
-
-
-def _split(option: str, given: Sequence[str]) -> list[str]:
-    names = [part.strip() for one in given for part in one.split(",")]
-    if not all(names):
-        raise UsageError(f"{option} {','.join(given)!r} holds an empty name")
-    return names
 
 
 def _ad_hoc_case(prompt_tokens: int = 256, max_new_tokens: int = 256, **sampling: Any) -> Case:

@@ -75,6 +75,10 @@ def show_reports(
         list[Path],
         typer.Argument(metavar="REPORT.json...", help="One, or several for their history."),
     ],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these models, columns in this order; comma-separated or repeated."),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page.")] = None,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the entry for the benchmark log.")
@@ -85,11 +89,18 @@ def show_reports(
     """Show reports: a page to look at, the log's markdown, CSV, or the tables once more."""
 
     def run() -> int:
-        from infer_bench import read_reports
+        from infer_bench import choices, read_reports
 
         if markdown and csv:
             raise UsageError("--markdown and --csv both print to stdout; give one")
-        return read_reports.show(reports, html=html, markdown=markdown, title=title, csv=csv)
+        return read_reports.show(
+            reports,
+            models=choices.split("--model", model or []),
+            html=html,
+            markdown=markdown,
+            title=title,
+            csv=csv,
+        )
 
     raise typer.Exit(exit_code_of(run))
 

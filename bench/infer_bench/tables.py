@@ -67,7 +67,7 @@ def report_tables(report: Report) -> list[Table]:
         # a table nobody has a number for says nothing, except the first: it shows the failures
         if known or not tables:
             tables.append(_metric_table(report, title, numbers))
-    if len(report.engines) > 1:
+    if len({column.engine for column in columns(report)}) > 1:
         tables.insert(1, ratio_table(report))
     tables.append(trust_table(report))
     return tables
@@ -75,21 +75,23 @@ def report_tables(report: Report) -> list[Table]:
 
 def ratio_table(report: Report) -> Table:
     """Divide the first engine's E2E throughput by every other's: above 1 the first is faster."""
-    rows, first, others = cells(report), report.engines[0], report.engines[1:]
+    rows, first = cells(report), report.engines[0]
+    labels = {model.name: model.label for model in report.models}
     metric = METRICS["e2e_tokens_per_s"]
     header = ["Config"]
     lines = [[case.name] for case in report.cases]
-    for model in report.models:
-        for other in others:
-            header.append(f"{model.label} / {other}")
-            for line, case in zip(lines, report.cases, strict=True):
-                row = rows.get((other, model.name, case.name))
-                ours = metric.value(rows.get((first, model.name, case.name)))
-                theirs = metric.value(row)
-                if ours is not None and theirs is not None:
-                    line.append(f"{ours / theirs:.2f}x")
-                else:
-                    line.append("-" if row is None or row.status == "ok" else row.status)
+    for column in columns(report):
+        if column.engine == first:
+            continue
+        header.append(f"{labels[column.model]} / {column.engine}")
+        for line, case in zip(lines, report.cases, strict=True):
+            row = rows.get((column.engine, column.model, case.name))
+            ours = metric.value(rows.get((first, column.model, case.name)))
+            theirs = metric.value(row)
+            if ours is not None and theirs is not None:
+                line.append(f"{ours / theirs:.2f}x")
+            else:
+                line.append("-" if row is None or row.status == "ok" else row.status)
     title = f"How many times as fast {first} is (E2E throughput)"
     return Table(title, tuple(header), tuple(map(tuple, lines)))
 

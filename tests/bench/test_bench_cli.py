@@ -541,6 +541,18 @@ def test_a_page_can_be_written_to_a_pipe(call, reports, tmp_path):
     os.close(reader)
 
 
+def test_report_shows_the_models_asked_for_in_the_order_asked_for(call, reports):
+    reports(a=a_report(a_row("alpha"), a_row("beta"), a_row("gamma")))
+
+    shown, _ = call(toy(), "report", "a.json", "--markdown", "--model", "gamma,alpha")
+    unknown, _ = call(toy(), "report", "a.json", "--model", "delta")
+
+    assert "| Config | Gamma | Alpha |" in shown.stdout
+    assert "beta" not in shown.stdout
+    assert unknown.exit_code == 2
+    assert "no report has a model 'delta'; there: alpha, beta, gamma" in unknown.stderr
+
+
 def test_report_reads_version_1_too(call):
     old = Path(__file__).parents[1] / "fixtures" / "reports" / "v1.json"
 

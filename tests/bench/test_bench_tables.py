@@ -228,9 +228,17 @@ def test_several_engines_stand_side_by_side_with_their_ratio():
     table = ratio_table(report)
 
     # 8 tokens in 5 ms + 7 steps that rise by 10 %: 12.35 ms against 19.7 ms
-    assert table.header == ("Config", "Toy / other", "Toy / absent")
-    assert table.rows == (("short", "1.60x", "skipped"),)
-    assert "| Toy infer | Toy other | Toy absent |" in rendered(report)["E2E throughput (tok/s)"]
+    assert table.header == ("Config", "Toy / other")
+    assert table.rows == (("short", "1.60x"),)
+    assert "| Toy infer | Toy other |" in rendered(report)["E2E throughput (tok/s)"]
+
+
+def test_an_engine_that_ran_nothing_has_no_column_unless_none_ran():
+    skipped = Row(engine="absent", model="toy", case="short", status="skipped", reason="-")
+
+    assert "| short  | skipped |" in rendered(a_report(skipped))["E2E throughput (tok/s)"]
+    assert list(rendered(a_report(a_row(), skipped))) == list(rendered(a_report(a_row())))
+    assert "| Config |   Toy |" in rendered(a_report(a_row(), skipped))["E2E throughput (tok/s)"]
 
 
 def test_a_skipped_engine_is_explained_but_is_no_failure():
