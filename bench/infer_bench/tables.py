@@ -100,7 +100,7 @@ def trust_table(report: Report) -> Table:
     """Show what each headline number rests on: interval, trials, tokens checked, throttling."""
     header = ["Config"]
     for column in columns(report):
-        header += [f"{column.label} 95 % (n)", "tokens"]
+        header += [f"{column.label} 95 % (n)", f"{column.label} tokens"]
     rows = cells(report)
     lines = []
     for case in report.cases:

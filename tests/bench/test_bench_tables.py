@@ -1,5 +1,7 @@
 """The log this project continues is the oracle: its numbers must render to its very text."""
 
+import io
+
 import pytest
 from bench_fakes import CPU, GPU
 from bench_reports import CEILINGS, a_report, a_row, a_sample, loaded_model
@@ -203,23 +205,43 @@ def test_the_heading_says_first_that_tiny_models_ran_on_the_cpu():
     assert lines[1].endswith("triton kernels, 1 CPU thread")
 
 
-def test_a_terminal_shows_the_same_cells():
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    table = report_tables(log_report())[0]
+@pytest.mark.parametrize("width", [40, 60, 100, 200])
+def test_a_terminal_of_any_width_shows_every_cell_whole(width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    tables = report_tables(side_by_side("two-word-engine", models=("alpha", "beta", "gamma")))
 
-    console.print(to_rich(table))
+    for table in tables:
+        for piece in to_rich(table, width=width):
+            console.print(piece)
 
     text = console.export_text()
-    assert "E2E throughput (tok/s)" in text
-    assert all(cell in text for row in table.rows for cell in row)
+    assert max(map(len, text.splitlines())) <= width
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    for table in tables:
+        assert all(cell in text for row in table.rows for cell in row)
 
 
-def side_by_side():
+@pytest.mark.parametrize("width", [40, 60, 200])
+def test_the_summary_fits_a_narrow_terminal(width):
+    lines = summary_lines(side_by_side(models=("alpha", "beta")), width=width)
+
+    assert len(lines) == 7
+    assert max(map(len, lines)) <= max(width, 50)  # bars are never shorter than 8
+
+
+def side_by_side(other="other", *, models=("toy",)):
     return a_report(
-        a_row("toy", engine="infer", times=(1.0, 1.0, 1.0)),
-        a_row("toy", engine="other", times=(2.0, 2.0, 2.0)),
-        Row(engine="absent", model="toy", case="short", status="skipped", reason="not installed"),
-    )
+        *(
+            row
+            for model in models
+            for row in (
+                a_row(model, engine="infer", times=(1.0, 1.0, 1.0)),
+                a_row(model, engine=other, times=(2.0, 2.0, 2.0)),
+                Row(engine="absent", model=model, case="short", status="skipped",
+                    reason="not installed"),
+            )
+        )
+    )  # fmt: skip
 
 
 def test_several_engines_stand_side_by_side_with_their_ratio():
@@ -254,7 +276,7 @@ def test_the_interval_the_trials_and_the_tokens_checked_are_shown():
     ]
 
     # 8 tokens in 5 ms + 7 * 1.05 ms times 1.02 or 0.98
-    assert "| short  | 640.2 to 655.6 (3) |    8/8 |" in table
+    assert "| short  | 640.2 to 655.6 (3) |        8/8 |" in table
 
 
 def test_a_throttled_row_is_named():
