@@ -1,14 +1,16 @@
 """One call of infer-bench: plan, run, show, save; the exit code says how it went."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infer_bench.backend import Backend
+from infer_bench.canary import blocking, deadly_plugins
 from infer_bench.cases import Case
 from infer_bench.engines import check_engines
 from infer_bench.errors import EngineUnavailable, UsageError
@@ -169,15 +171,37 @@ def _plan(request: Request, backend: Backend, device: str) -> tuple[Plan, list[s
             )
         return found
 
+    def load_and_ask() -> None:
+        registry = backend.load_registry()
+        local = [model for model in request.models if Path(model).expanduser().is_dir()]
+        for model in [*local, *(reference.name for _, reference in registry.reference_models())]:
+            with suppress(Exception):
+                backend.resolve(model, registry, device, weights=False)
+
+    deadly = deadly_plugins(load_and_ask)
     try:
-        with time_limit(limit_s, "loading the plugin"):
+        with time_limit(limit_s, "loading the plugin"), _left_out(list(deadly)):
             registry = backend.load_registry()
-        targets = find_targets(request.models, registry, resolve, device=device)
+        targets = find_targets(request.models, registry, resolve, device=device, deadly=deadly)
     except TimeoutError as error:  # outside of any one plugin
         raise UsageError(f"{error}; see `infer plugins list`") from error
     cases = tuple(case.seeded(request.settings.seed) for case in request.cases)
     plan = Plan(cases, targets, request.settings, device, engines, unavailable)
-    return plan, [status.name for status in registry.statuses if status.state == "broken"]
+    broken = [status.name for status in registry.statuses if status.state == "broken"]
+    return plan, [*broken, *deadly]
+
+
+@contextmanager
+def _left_out(plugins: list[str]) -> Iterator[None]:
+    """Block plugins for a while, as INFER_BLOCK_PLUGINS does."""
+    before = dict(os.environ)
+    os.environ.update(blocking(before, plugins))
+    try:
+        yield
+    finally:
+        if plugins:
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def _survey(launcher: Launcher, survey: Survey) -> Machine:
