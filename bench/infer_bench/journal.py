@@ -77,6 +77,13 @@ class Journal:
                 file=sys.stderr,
             )
             self._full = True
+            if mode == "x" and not isinstance(error, FileExistsError):
+                self._path.unlink(missing_ok=True)  # nobody could resume from it
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether there is a file to resume from."""
+        return self._path is not None and self._path.exists()
 
 
 class Unfinished(Record):

@@ -13,7 +13,7 @@ from infer_bench.backend import Backend
 from infer_bench.canary import blocking, deadly_plugins
 from infer_bench.cases import Case
 from infer_bench.engines import check_engines
-from infer_bench.errors import EngineUnavailable, UsageError
+from infer_bench.errors import EngineUnavailable, ReportError, UsageError
 from infer_bench.exit_codes import EXIT_FAILURES, EXIT_INTERRUPTED, EXIT_OK
 from infer_bench.gate import Gate
 from infer_bench.job import Machine, Survey
@@ -125,6 +125,13 @@ def run_session(
             save_report(report, path)
         if not results.interrupted:
             journal.remove()
+    except ReportError as error:
+        if not journal.is_on_disk:
+            raise
+        raise ReportError(
+            f"{error}; finished rows are kept beside it: make room, and --resume with the same "
+            "options writes the report"
+        ) from error
     finally:  # the numbers are there, whatever became of the file, and the other way round
         print_report(report, as_json=request.json)
     if path is not None:

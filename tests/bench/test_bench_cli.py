@@ -386,6 +386,28 @@ def test_a_full_disk_costs_the_report_but_not_the_tables_and_leaves_nothing_cut_
     assert reports == []
 
 
+def test_a_report_that_did_not_fit_is_written_once_there_is_room(call, tmp_path):
+    _, (report,) = call(toy())
+    (path,) = (tmp_path / "bench" / "reports").iterdir()
+    size = path.stat().st_size
+    path.unlink()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 100, hard))
+    try:
+        full, nothing = call(toy())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    backend = toy()
+
+    result, (again,) = call(backend, "--resume")
+
+    assert (full.exit_code, nothing) == (1, [])
+    assert "finished rows are kept beside it: make room, and --resume" in full.stderr
+    assert result.exit_code == 0
+    assert backend.engines["toy"].requests == []
+    assert [row.status for row in again.rows] == [row.status for row in report.rows]
+
+
 def test_the_plan_is_shown_with_its_memory_and_nothing_is_loaded(call, tmp_path):
     backend = FakeBackend({"toy": FakeEngine()}, missing={"vllm": "vllm is not installed"})
 
