@@ -56,7 +56,7 @@ _TABLES = (
     ),
 )
 
-_PLACES = {"s": 2, "kernels": 0}
+_PLACES = {"s": 2, "%": 1, "kernels": 0}
 
 
 def report_tables(report: Report) -> list[Table]:

@@ -148,6 +148,15 @@ def test_numbers_below_two_get_three_decimals():
     assert "|     0.728 |     5.600 |" in table
 
 
+def test_percentages_get_one_decimal_however_small():
+    row = a_row()
+    small = row.model_copy(
+        update={"metrics": row.metrics.model_copy(update={"prefill_mfu": 0.0123456})}
+    )
+
+    assert "| short  | 1.2 |" in rendered(a_report(small))["Matmul utilisation of prefill (%)"]
+
+
 def test_a_failed_cell_says_so_in_every_table_and_its_reason_is_listed():
     report = log_report()
     failed = Row(
