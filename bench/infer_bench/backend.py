@@ -32,12 +32,11 @@ class Backend:
         from infer_core import RequestError
 
         # Ctrl-C inside of torch's C++ start-up would abort the process with a C++ message
-        signals = {signal.SIGINT, signal.SIGTERM}
-        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             from infer_core.device import pick_device
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
         try:
             return pick_device(requested)

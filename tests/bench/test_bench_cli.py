@@ -215,6 +215,26 @@ def test_contradictions_and_nonsense_are_usage_errors(call, tmp_path, arguments,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_signals_held_back_while_torch_is_imported_come_through_afterwards():
+    program = (
+        "import signal, sys\n"
+        "from infer_bench.backend import Backend\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'torch': signal.raise_signal(signal.SIGINT); print('held')\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "try: Backend().pick_device('cpu')\n"
+        "except KeyboardInterrupt: print('interrupted', 'torch' in sys.modules)\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )  # fmt: skip
+
+    assert done.stdout.splitlines() == ["held", "interrupted True"], done.stderr
+
+
 @pytest.mark.parametrize("device", ["tpu", "meta", "cuda:99"])
 def test_a_device_that_is_not_there_is_a_usage_error(call, device):
     from infer_bench.backend import Backend
