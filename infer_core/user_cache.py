@@ -17,9 +17,12 @@ def write_whole(path: Path, text: str) -> None:
         OSError: the folder cannot be written or the disk is full; nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        unfinished.write_text(text, encoding="utf-8")
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # some file systems find out only now that they are full
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

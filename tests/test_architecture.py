@@ -72,7 +72,8 @@ GROUPS: dict[str, tuple[set[str], set[str]]] = {
 GROUP_OF = {module: group for group, (modules, _) in GROUPS.items() for module in modules}
 
 # What lies outside the core may use. Plugins get the package's exports alone; the benchmark also
-# gets the modules that list plugins and their state, and those that find, size and run models.
+# gets the modules that list plugins and their state, those that find, size and run
+# models, and the one that writes files whole.
 PLUGIN_MAY_IMPORT = {"infer_core"}
 BENCH_MAY_IMPORT = {
     "infer_core",
@@ -84,6 +85,7 @@ BENCH_MAY_IMPORT = {
     "infer_core.parameters",
     "infer_core.plugin_status",
     "infer_core.plugins",
+    "infer_core.user_cache",
 }
 KERNELS_MAY_IMPORT = {"torch", "triton", "infer_core.kernels"}
 

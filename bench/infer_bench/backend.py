@@ -4,8 +4,10 @@ Importing this module imports neither torch nor triton; `Backend`'s methods do, 
 """
 
 import gc
+import signal
 from typing import TYPE_CHECKING
 
+from infer_bench.compilations import Compilations
 from infer_bench.engines import LoadedEngine, LoadOptions, find_engine
 from infer_bench.environment import read_environment
 from infer_bench.errors import UsageError
@@ -28,7 +30,13 @@ class Backend:
             UsageError: it is no device, or a GPU that is not there.
         """
         from infer_core import RequestError
-        from infer_core.device import pick_device
+
+        # Ctrl-C inside of torch's C++ start-up would abort the process with a C++ message
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            from infer_core.device import pick_device
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
         try:
             return pick_device(requested)
@@ -92,6 +100,10 @@ class Backend:
     def watch_gpu(self, device: str) -> GpuWatch:
         """Give a context that watches the GPU, or nothing on the CPU."""
         return GpuWatch(find_gauge(_uuid(device)))
+
+    def count_compilations(self) -> Compilations:
+        """Count the Triton kernels that this process compiles."""
+        return Compilations()
 
     def use_one_thread(self) -> None:
         """Let torch compute with one CPU thread."""

@@ -53,12 +53,24 @@ class Column:
 
 
 def columns(report: Report) -> list[Column]:
-    """List the columns of a report; the engine is named where there are several."""
-    several = len(report.engines) > 1
+    """List the columns of a report; the engine is named where there are several.
+
+    A column of nothing but skipped rows says no more than the note below the tables does, and is
+    left out, unless every column is one.
+    """
+    everything = [(model, engine) for model in report.models for engine in report.engines]
+    statuses: dict[tuple[str, str], set[str]] = {}
+    for row in report.rows:
+        statuses.setdefault((row.model, row.engine), set()).add(row.status)
+    shown = [
+        (model, engine)
+        for model, engine in everything
+        if statuses.get((model.name, engine)) != {"skipped"}
+    ] or everything
+    several = len({engine for _, engine in shown}) > 1
     return [
         Column(model.name, engine, f"{model.label} {engine}" if several else model.label)
-        for model in report.models
-        for engine in report.engines
+        for model, engine in shown
     ]
 
 

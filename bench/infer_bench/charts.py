@@ -84,7 +84,7 @@ def ridges(items: Sequence[Ridge], *, unit: str) -> str:
     high = max(percentile(item.values, 99) for item in items)
     if high <= low:
         high = low + max(abs(low), 1e-9) * 0.01
-    room, height = WIDTH - LABEL_WIDTH - 12, 26.0
+    room, height = WIDTH - LABEL_WIDTH - RIGHT, 26.0
     parts = _x_axis(low, high, LABEL_WIDTH, room, len(items) * height + 6)
     for index, item in enumerate(items):
         base = (index + 1) * height + 2
@@ -108,6 +108,9 @@ def ridges(items: Sequence[Ridge], *, unit: str) -> str:
             f"<title>{escape(title)}</title></path>"
         )
         parts.append(_text(LABEL_WIDTH - 6, base - 3, item.label, anchor="end"))
+        parts.append(
+            _text(LABEL_WIDTH + room + 6, base - 3, f"{p50:.{3 if p50 < 10 else 1}f}", kind="value")
+        )
     return _svg(parts, len(items) * height + 24)
 
 

@@ -35,7 +35,7 @@ def cases(
             "the ad-hoc options"
         )
     if configs:
-        return "configs", named_cases(configs)
+        return "configs", named_cases(split("--config", configs))
     if ad_hoc:
         return "ad-hoc", (_ad_hoc_case(**ad_hoc),)
     name = suite or DEFAULT_SUITE
@@ -43,15 +43,24 @@ def cases(
 
 
 def engines(given: list[str] | None) -> tuple[str, ...]:
-    """Split what may be repeated, comma-separated or both.
+    """Give the names of engines, which may be repeated, comma-separated or both.
 
     Raises:
         UsageError: a name is empty.
     """
-    names = [part.strip() for one in given or ["infer"] for part in one.split(",")]
+    return tuple(split("--engine", given or ["infer"]))
+
+
+def split(option: str, given: Sequence[str]) -> list[str]:
+    """Read names that may be comma-separated, repeated or both.
+
+    Raises:
+        UsageError: a name is empty.
+    """
+    names = [part.strip() for one in given for part in one.split(",")]
     if not all(names):
-        raise UsageError(f"--engine {','.join(given or [])!r} holds an empty name")
-    return tuple(names)
+        raise UsageError(f"{option} {','.join(given)!r} holds an empty name")
+    return names
 
 
 def settings(*, warmup: int, trials: int, max_trials: int, **others: Any) -> Settings:
@@ -73,10 +82,11 @@ def metrics(names: Sequence[str] | None) -> tuple[str, ...]:
         UsageError: one is unknown, or has no better and worse.
     """
     known = [metric.name for metric in METRICS.values() if metric.higher_is_better is not None]
-    for name in names or ():
+    chosen = split("--metric", names or DEFAULT_METRICS)
+    for name in chosen:
         if name not in known:
             raise UsageError(f"unknown --metric {name!r}; known: {', '.join(known)}")
-    return tuple(dict.fromkeys(names or DEFAULT_METRICS))
+    return tuple(dict.fromkeys(chosen))
 
 
 def percent(text: str) -> float:

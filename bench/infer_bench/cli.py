@@ -77,7 +77,8 @@ def make_app(
             ),
         ] = None,
         config: Annotated[
-            list[str] | None, typer.Option(help="A single config by name; repeat for more.")
+            list[str] | None,
+            typer.Option(help="Single configs by name; comma-separated or repeated for more."),
         ] = None,
         model: Annotated[
             list[str] | None,
@@ -126,7 +127,9 @@ def make_app(
             float | None,
             typer.Option(help="Above 0; 1, the default, is none.", rich_help_panel=AD_HOC),
         ] = None,
-        seed: Annotated[int, typer.Option(min=0, help="Fixes prompts and draws.")] = 42,
+        seed: Annotated[
+            int, typer.Option(min=0, max=2**63 - 1, help="Fixes prompts and draws.")
+        ] = 42,
         warmup: Annotated[
             int, typer.Option(min=0, help="Untimed runs, at least; up to 3 more until stable.")
         ] = 2,
@@ -164,7 +167,7 @@ def make_app(
             ),
         ] = Isolation.cell,
         timeout: Annotated[
-            float, typer.Option(min=1, help="Seconds after which a cell has failed.")
+            float, typer.Option(min=1, max=1e6, help="Seconds after which a cell has failed.")
         ] = 600.0,
         resume: Annotated[
             bool, typer.Option("--resume", help="Go on with the last interrupted run like this.")
@@ -186,7 +189,8 @@ def make_app(
         metric: Annotated[
             list[str] | None,
             typer.Option(
-                help="What is compared. Default: e2e_tokens_per_s and step_p50_ms",
+                help="What is compared, comma-separated or repeated. Default: e2e_tokens_per_s "
+                "and step_p50_ms",
                 rich_help_panel=GATE,
             ),
         ] = None,

@@ -3,6 +3,7 @@
 As light to import as cli.py.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +37,7 @@ def compare_reports(
     max_regress: Annotated[str, typer.Option(help="How much worse is too much.")] = "5%",
     metric: Annotated[
         list[str] | None,
-        typer.Option(help="Repeat for several. Default: e2e_tokens_per_s and step_p50_ms"),
+        typer.Option(help="Comma-separated or repeated. Default: e2e_tokens_per_s and step_p50_ms"),
     ] = None,
     baseline: Annotated[str | None, typer.Option(metavar="NAME", help="Stands for A.json.")] = None,
     output_dir: Annotated[
@@ -74,6 +75,10 @@ def show_reports(
         list[Path],
         typer.Argument(metavar="REPORT.json...", help="One, or several for their history."),
     ],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these models, columns in this order; comma-separated or repeated."),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page.")] = None,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the entry for the benchmark log.")
@@ -84,11 +89,18 @@ def show_reports(
     """Show reports: a page to look at, the log's markdown, CSV, or the tables once more."""
 
     def run() -> int:
-        from infer_bench import read_reports
+        from infer_bench import choices, read_reports
 
         if markdown and csv:
             raise UsageError("--markdown and --csv both print to stdout; give one")
-        return read_reports.show(reports, html=html, markdown=markdown, title=title, csv=csv)
+        return read_reports.show(
+            reports,
+            models=choices.split("--model", model or []),
+            html=html,
+            markdown=markdown,
+            title=title,
+            csv=csv,
+        )
 
     raise typer.Exit(exit_code_of(run))
 
@@ -96,7 +108,9 @@ def show_reports(
 def exit_code_of(run: Callable[[], int]) -> int:
     """Run a command; an error becomes one message on stderr and its exit code."""
     try:
-        return run()
+        code = run()
+        sys.stdout.flush()  # else a full disk or a closed pipe is noticed too late
+        return code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except InferError as error:
@@ -104,3 +118,9 @@ def exit_code_of(run: Callable[[], int]) -> int:
         if isinstance(error, NotComparable):
             return EXIT_NOT_COMPARABLE
         return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURES
+    except BrokenPipeError:  # `| head` has seen enough; Python would complain again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURES
+    except OSError as error:  # stdout is full, no process can be started
+        print(f"infer-bench: error: {error}", file=sys.stderr)
+        return EXIT_FAILURES

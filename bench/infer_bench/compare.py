@@ -100,6 +100,20 @@ def find_differences(before: Report, after: Report) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def rows_in_one(before: Report, after: Report) -> list[str]:
+    """Say which rows only one of the reports has: nobody compared them."""
+    sides = {"first": before, "second": after}
+    keys = {side: [row.key for row in report.rows] for side, report in sides.items()}
+    lines = []
+    for side, other in (("first", "second"), ("second", "first")):
+        alone = [key for key in keys[side] if key not in keys[other]]
+        if alone:
+            shown = ", ".join(f"{model} {case} on {engine}" for engine, model, case in alone[:3])
+            more = ", ..." if len(alone) > 3 else ""
+            lines.append(f"only in the {side} report: {len(alone)} rows ({shown}{more})")
+    return lines
+
+
 def _judge(before: Row, after: Row, metric: str, max_regress: float) -> Change:
     engine, model, case = before.key
 
@@ -121,7 +135,7 @@ def _judge(before: Row, after: Row, metric: str, max_regress: float) -> Change:
             [] if (value := METRICS[metric].value(row)) is None else [value]
             for row in (before, after)
         )
-    if not values[0] or not values[1]:
+    if not values[0] or not values[1] or min(*values[0], *values[1]) <= 0:
         return change("not measured", "no such number in one of the reports")
 
     was, now = median(values[0]), median(values[1])

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from infer_bench.catalogue import METRICS, decimals
-from infer_bench.compare import BAD, Change
+from infer_bench.compare import BAD, Change, rows_in_one
+from infer_bench.report import Report
 from infer_bench.table import Table
 
 
@@ -28,10 +29,11 @@ def comparison_table(changes: Sequence[Change]) -> Table:
     return Table("Comparison", header, tuple(lines), left=(0, 1, 2, 3, 4, 8))
 
 
-def verdict_line(changes: Sequence[Change]) -> str:
-    """Count the verdicts in one sentence."""
+def verdict_lines(changes: Sequence[Change], before: Report, after: Report) -> str:
+    """Count the verdicts in one line; in others say what was not compared."""
     counts = Counter(change.verdict for change in changes)
-    return ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+    return "\n".join([verdicts, *rows_in_one(before, after)])
 
 
 def to_junit(changes: Sequence[Change], *, max_regress: float) -> str:

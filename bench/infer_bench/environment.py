@@ -1,7 +1,9 @@
 """The machine and software a run was made with, and nothing about its user."""
 
+import getpass
 import platform
 import re
+import socket
 import subprocess
 import sys
 from importlib import metadata
@@ -13,6 +15,7 @@ from infer_bench.record import Record, quantity
 from infer_core.hookspecs import GROUP
 
 ENGINE_GROUP = "infer_bench.engines"
+NOBODY = ("", "root", "localhost")  # names that say nothing about anybody
 PEERS = ("transformers", "vllm")  # what the engines that come with this package run on
 
 
@@ -67,8 +70,30 @@ def read_environment(device: str) -> Environment:
 
 
 def without_paths(text: str) -> str:
-    """Shorten absolute paths in a message to their last part; reports are published."""
-    return re.sub(r"(?<![\w/:.~])~?/(?:[^\s/'\"`:;,()]+/)+([^\s/'\"`:;,()]*)", r".../\1", text)
+    """Leave out of a message whose machine it is from; reports are published.
+
+    Absolute paths keep their last part, home folders become `~`, user and host `<user>`, `<host>`.
+    """
+    text = text.replace("file://", "")
+    home = str(Path.home())
+    if home != "/":
+        text = re.sub(rf"{re.escape(home)}(?![\w-])", "~", text)
+    text = re.sub(r"(?<![\w.])/(?:home|Users)/[^\s/'\"`:;,()]+", "~", text)
+    text = re.sub(r"(?<![\w/:.~])~?/(?:[^\s/'\"`:;,()]+/)+([^\s/'\"`:;,()]*)", r".../\1", text)
+    for name, instead in _own_names():
+        text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", instead, text)
+    return text
+
+
+def _own_names() -> tuple[tuple[str, str], ...]:
+    """Pair the names of this machine and its user with what stands for them."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a number without a name
+        user = ""
+    host = socket.gethostname()
+    names = ((host, "<host>"), (host.partition(".")[0], "<host>"), (user, "<user>"))
+    return tuple(pair for pair in names if pair[0] not in NOBODY)
 
 
 def _gpu(device: str) -> Gpu:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infer_bench.compare import BAD, DEFAULT_MAX_REGRESS, DEFAULT_METRICS, Change, compare
-from infer_bench.compare_output import comparison_table, verdict_line
+from infer_bench.compare_output import comparison_table, verdict_lines
 from infer_bench.errors import NotComparable, UsageError
 from infer_bench.exit_codes import EXIT_NOT_COMPARABLE, EXIT_OK, EXIT_REGRESSION
 from infer_bench.report import Report
@@ -82,8 +82,9 @@ class Gate:
             return code
         if self.against is not None:
             try:
+                before = load_baseline(folder, self.against)
                 changes = compare(
-                    load_baseline(folder, self.against),
+                    before,
                     report,
                     metrics=self.metrics,
                     max_regress=self.max_regress,
@@ -93,7 +94,8 @@ class Gate:
                 print(f"infer-bench: error: {error}", file=sys.stderr)
                 return EXIT_NOT_COMPARABLE
             print(to_markdown(comparison_table(changes)), file=sys.stderr)
-            print(f"against baseline {self.against}: {verdict_line(changes)}", file=sys.stderr)
+            verdicts = verdict_lines(changes, before, report)
+            print(f"against baseline {self.against}: {verdicts}", file=sys.stderr)
             code = exit_code(changes)
         if self.save_as is not None and code == EXIT_OK:
             path = baseline_path(folder, self.save_as)

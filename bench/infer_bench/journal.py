@@ -45,6 +45,7 @@ class Journal:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
+        self._full = False
 
     def start(self, header: Header) -> None:
         """Begin a file."""
@@ -64,18 +65,25 @@ class Journal:
             self._path.unlink(missing_ok=True)
 
     def _write(self, text: str, mode: str) -> None:
-        if self._path is None:
+        if self._path is None or self._full:
             return
         try:
             with self._path.open(mode, encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
             print(
-                f"cannot write {self._path}: {error.strerror}; the run goes on, "
-                "but could not be resumed",
+                f"cannot write {self._path}: {error.strerror}; the run goes on, but rows "
+                "from here on could not be resumed",
                 file=sys.stderr,
             )
-            self._path = None
+            self._full = True
+            if mode == "x" and not isinstance(error, FileExistsError):
+                self._path.unlink(missing_ok=True)  # nobody could resume from it
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether there is a file to resume from."""
+        return self._path is not None and self._path.exists()
 
 
 class Unfinished(Record):
@@ -98,7 +106,7 @@ class Unfinished(Record):
     @classmethod
     def _read(cls, path: Path) -> Self | None:
         try:
-            first, *lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            first, *lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
             header = Header.model_validate_json(first)
         except (OSError, ValueError):
             return None

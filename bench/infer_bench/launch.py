@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import IO, Protocol
 
 from infer_bench.backend import Backend
+from infer_bench.canary import blocking
 from infer_bench.environment import without_paths
 from infer_bench.errors import WorkerDied
 from infer_bench.job import Job, Listener, Machine, Survey
@@ -45,7 +46,7 @@ class InOwnProcess:
 
     def __init__(self, backend: Backend, *, blocked: Iterable[str] = ()) -> None:
         self._backend = backend
-        self._blocked = tuple(blocked)
+        self._blocked = list(blocked)
 
     def survey(self, survey: Survey) -> Machine:
         if survey.device == "cpu":
@@ -83,11 +84,7 @@ class InOwnProcess:
                         break
 
     def _environment(self) -> dict[str, str]:
-        environment = dict(os.environ)
-        if self._blocked:
-            names = [*filter(None, [environment.get("INFER_BLOCK_PLUGINS")]), *self._blocked]
-            environment["INFER_BLOCK_PLUGINS"] = ",".join(names)
-        return environment
+        return blocking(os.environ, self._blocked)
 
 
 class _Worker:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from infer_bench.backend import Backend
 from infer_bench.cases import Case, prompt_ids
+from infer_bench.compilations import Compilations
 from infer_bench.costs import decode_step_bytes, prefill_flops
 from infer_bench.engines import LoadedEngine, LoadOptions
 from infer_bench.errors import EngineUnavailable
@@ -38,6 +39,7 @@ def measure(job: Job, backend: Backend, listener: Listener, *, began: float | No
     for this job.
     """
     listener.doing(f"loading {job.label} on {job.engine}")
+    compilations = backend.count_compilations()
     try:
         registry = backend.load_registry()
         model = backend.resolve(
@@ -59,10 +61,10 @@ def measure(job: Job, backend: Backend, listener: Listener, *, began: float | No
             listener.row(_failed(job, case, error))
         return
 
-    cell = _Cell(job, model, engine, loaded, backend, listener, began)
+    cell = _Cell(job, model, engine, loaded, backend, listener, compilations, began)
     for case in job.cases:
         listener.row(cell.measure(case))
-        cell.began = None
+        cell.began, cell.num_compiled_before = None, compilations.num
 
 
 def _options(job: Job, model: "ResolvedModel", *, tiny: bool) -> LoadOptions:
@@ -96,7 +98,10 @@ def _describe(
 
 @dataclass(slots=True)
 class _Cell:
-    """Measures cases of one loaded engine; `began` is None once the process has run a case."""
+    """Measures cases of one loaded engine.
+
+    `began` is None and `num_compiled_before` what it was once the process has run a case.
+    """
 
     job: Job
     model: "ResolvedModel"
@@ -104,7 +109,9 @@ class _Cell:
     loaded: LoadedModel
     backend: Backend
     listener: Listener
+    compilations: Compilations
     began: float | None
+    num_compiled_before: int = 0
 
     def measure(self, case: Case) -> Row:
         """Warm up, time trials, check tokens; whatever goes wrong becomes the row's reason."""
@@ -187,7 +194,13 @@ class _Cell:
             seconds.append(generation.e2e_s)
         wall_s = time.perf_counter() - began if seconds else 0.0
         stable = is_steady(seconds, within=STEADY_WITHIN)
-        return WarmUp(num_runs=len(seconds), wall_s=wall_s, stable=stable), cold_start_s
+        num_compiled = None
+        if self.loaded.kernels == "triton":
+            num_compiled = self.compilations.num - self.num_compiled_before
+        warm_up = WarmUp(
+            num_runs=len(seconds), wall_s=wall_s, stable=stable, num_compiled=num_compiled
+        )
+        return warm_up, cold_start_s
 
     def _take_trials(self, whole: Callable[[str], "Generation"], trials: "Trials") -> None:
         """Time trials until their median is known well enough, or the limit is reached."""

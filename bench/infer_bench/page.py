@@ -13,6 +13,7 @@ from infer_bench.table import Table
 from infer_bench.tables import failure_lines, heading, report_tables
 
 POINTS_A_LINE = 40
+LEAST_STEPS_A_POINT = 8
 
 
 def to_page(reports: Sequence[Report]) -> str:
@@ -38,7 +39,8 @@ def to_page(reports: Sequence[Report]) -> str:
         _panels(
             newest,
             "Decode step times",
-            "Distribution of all steps of all trials, in ms; the axis runs from P1 to P99.",
+            "Distribution of all steps of all trials, in ms; the axis runs from P1 to P99. The "
+            "number at the right is the median.",
             _steps,
             apart=True,
         ),
@@ -83,26 +85,43 @@ def _head(report: Report) -> str:
 
 
 def _tiles(report: Report) -> str:
-    """Show one headline number a column, and how many rows are good."""
-    rows = cells(report)
+    """Show one headline number a model, how it compares, and how many rows are good."""
+    rows, metric = cells(report), METRICS["e2e_tokens_per_s"]
     names = [case.name for case in report.cases]
     headline = "medium" if "medium" in names else names[0]
+    first, *others = _engines(report)
     tiles = []
-    for column in columns(report):
-        row = rows.get((column.engine, column.model, headline))
-        value = METRICS["e2e_tokens_per_s"].value(row)
+    for model in report.models:
+        row = rows.get((first, model.name, headline))
+        value = metric.value(row)
         shown = f"{value:.1f} tok/s" if value is not None else (row.status if row else "not run")
-        tiles.append((shown, f"{column.label}, {headline}"))
+        facts = [f"{model.label}, {headline}"]
+        for other in others:
+            theirs = metric.value(rows.get((other, model.name, headline)))
+            if value is not None and theirs is not None:
+                facts.append(f"{value / theirs:.2f}x {other} ({theirs:.1f})")
+        if (used := METRICS["mbu"].value(row)) is not None:
+            facts.append(f"{used:.0f} % of the memory floor's speed")
+        tiles.append((shown, facts))
     good = sum(row.status == "ok" for row in report.rows)
-    tiles.append((f"{good} of {len(report.rows)}", "rows ok"))
+    skipped = sum(row.status == "skipped" for row in report.rows)
+    tiles.append((f"{good} of {len(report.rows) - skipped}", ["rows ok"]))
+    if skipped:
+        tiles[-1][1].append(f"{skipped} skipped")
     agreeing = [row.parity.agrees for row in report.rows if row.parity]
     if agreeing:
-        tiles.append((f"{sum(agreeing)} of {len(agreeing)}", "rows with the plain path's tokens"))
+        tiles[-1][1].append(f"{sum(agreeing)} of {len(agreeing)} with the plain path's tokens")
     body = "".join(
-        f"<div class='tile'><b>{escape(value)}</b><span class='soft'>{escape(name)}</span></div>"
-        for value, name in tiles
+        f"<div class='tile'><b>{escape(value)}</b>"
+        f"{''.join(f'<span>{escape(fact)}</span>' for fact in facts)}</div>"
+        for value, facts in tiles
     )
     return f"<div class='tiles'>{body}</div>"
+
+
+def _engines(report: Report) -> list[str]:
+    """List the engines that have columns; their order is that of the colours."""
+    return list(dict.fromkeys(column.engine for column in columns(report)))
 
 
 def _panels(
@@ -130,7 +149,8 @@ def _panels(
             figures.append(f"<figure>{caption}{drawing}</figure>")
     if not figures:
         return ""
-    colours = legend(report.engines) if len(report.engines) > 1 else ""
+    engines = _engines(report)
+    colours = legend(engines) if len(engines) > 1 else ""
     return (
         f"<section><h2>{escape(title)}</h2><p class='soft'>{escape(about)}</p>{colours}"
         f"<div class='panels'>{''.join(figures)}</div></section>"
@@ -147,7 +167,7 @@ def _bar_items(report: Report, of_model: list[Column], metric: str) -> list[Bar]
             note = f"{column.label} {case.name}"
             if value is None:
                 note = row.status if row and row.status != "ok" else "-"
-            items.append(Bar(case.name, report.engines.index(column.engine), value, note))
+            items.append(Bar(case.name, _engines(report).index(column.engine), value, note))
     return items
 
 
@@ -164,7 +184,7 @@ def _bandwidth(report: Report, of_model: list[Column]) -> str | None:
 
 def _steps(report: Report, of_model: list[Column]) -> str | None:
     items = [
-        Ridge(row.case, report.engines.index(row.engine), steps)
+        Ridge(row.case, _engines(report).index(row.engine), steps)
         for row in _rows(report, of_model)
         if (steps := [step for sample in row.samples for step in sample.step_ms])
     ]
@@ -176,7 +196,7 @@ def _contexts(report: Report, of_model: list[Column]) -> str | None:
     items = [
         Line(
             f"{row.case} on {row.engine}",
-            report.engines.index(row.engine),
+            _engines(report).index(row.engine),
             _speed_by_context(row, prompts[row.case]),
         )
         for row in _rows(report, of_model)
@@ -188,7 +208,7 @@ def _contexts(report: Report, of_model: list[Column]) -> str | None:
 def _speed_by_context(row: Row, prompt_tokens: int) -> list[tuple[float, float]]:
     """Take medians over trials at each step, then over stretches of steps."""
     steps = [median(at_once) for at_once in zip(*(s.step_ms for s in row.samples), strict=True)]
-    stretch = max(1, len(steps) // POINTS_A_LINE)
+    stretch = min(len(steps), max(LEAST_STEPS_A_POINT, len(steps) // POINTS_A_LINE))
     return [
         (prompt_tokens + start + stretch / 2, 1e3 / median(steps[start : start + stretch]))
         for start in range(0, len(steps) - stretch + 1, stretch)
@@ -208,13 +228,16 @@ def _rows(report: Report, of_model: list[Column]) -> list[Row]:
 
 def _table(table: Table) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in table.rows
-    )
+    body = "".join(f"<tr>{''.join(map(_table_cell, row))}</tr>" for row in table.rows)
     return (
         f"<h3>{escape(table.title)}</h3><div class='scroll'><table><thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def _table_cell(text: str) -> str:
+    kind = " class='bad'" if text in ("failed", "invalid", "oom") else ""
+    return f"<td{kind}>{escape(text)}</td>"
 
 
 def _notes(report: Report) -> str:

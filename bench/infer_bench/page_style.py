@@ -31,19 +31,22 @@ h3 { font-size: 1rem; margin: 1.25rem 0 0.4rem; }
 p { margin: 0.25rem 0 0.75rem; max-width: 60rem; }
 .soft, figcaption { color: var(--soft); }
 ul.facts { list-style: none; padding: 0; margin: 0.5rem 0 0; font-size: 0.9rem; }
-ul.facts { color: var(--soft); }
+ul.facts { color: var(--soft); columns: 34rem 2; }
+ul.facts li { break-inside: avoid; }
 ul.notes li { overflow-wrap: anywhere; }
 .bad { color: var(--bad); font-weight: 600; }
 .tiles {
   display: grid; gap: 0.75rem; margin: 1.25rem 0;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 13rem), 1fr));
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 13rem), 1fr));
 }
 .tile, figure { background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
 .tile { padding: 0.7rem 0.9rem; }
 .tile b { display: block; font-size: 1.5rem; line-height: 1.25; }
+.tile span { display: block; font-size: 0.88rem; color: var(--soft); }
+.tile span:first-of-type { color: var(--ink); }
 .panels {
   display: grid; gap: 0.75rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr));
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, max(19rem, 30%)), 1fr));
 }
 figure { margin: 0; padding: 0.7rem 0.8rem 0.5rem; min-width: 0; }
 figcaption { font-size: 0.88rem; margin-bottom: 0.35rem; }
@@ -63,8 +66,10 @@ svg .dashed { stroke-dasharray: 5 4; }
 table { border-collapse: collapse; font-size: 0.88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.22rem 0.7rem; text-align: right; white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--line); }
+th { white-space: normal; vertical-align: bottom; }
 td { border-bottom: 1px solid var(--grid); }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--paper); }
 details { margin-top: 1rem; }
 summary { cursor: pointer; font-weight: 600; }
 """ + "".join(

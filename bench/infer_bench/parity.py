@@ -1,10 +1,12 @@
 """Hold the tokens of the timed path against what the engine's plainest path would have picked."""
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from infer_bench.metrics import tokens_sha256
 from infer_bench.report import Parity
+from infer_core import InferError
 
 if TYPE_CHECKING:
     import torch
@@ -23,11 +25,21 @@ def judge(logits: "torch.Tensor", tokens: Sequence[int], *, path: str, dtype: st
     """Compare greedy `tokens` with the logits that decide each of them.
 
     Shape: logits [len(tokens), vocab_size].
+
+    Raises:
+        InferError: the plain path computed no numbers, or in a dtype without a known rounding.
     """
+    if dtype not in TOLERANCE:
+        raise InferError(
+            f"the engine says it computes in {dtype!r}; expected one of {', '.join(TOLERANCE)}, "
+            "the dtype of its activations"
+        )
     logits = logits.float()
     best = logits.max(dim=-1).values
     picked = logits[range(len(tokens)), list(tokens)]
     gaps = ((best - picked) / logits.std(dim=-1)).tolist()
+    if not all(map(isfinite, gaps)):
+        raise InferError(f"the logits of the plain path ({path}) hold NaN, or are all equal")
     tolerance = TOLERANCE[dtype]
     return Parity(
         path=path,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infer_bench.compare import compare
-from infer_bench.compare_output import comparison_table, to_junit, verdict_line
+from infer_bench.compare_output import comparison_table, to_junit, verdict_lines
 from infer_bench.errors import UsageError
 from infer_bench.exit_codes import EXIT_OK
 from infer_bench.gate import exit_code, load_baseline
@@ -38,23 +38,36 @@ def compare_two(
     """
     before, after = _two_reports(paths, baseline, folder)
     changes = compare(before, after, metrics=metrics, max_regress=max_regress, force=force)
-    table, verdicts = comparison_table(changes), verdict_line(changes)
+    table, verdicts = comparison_table(changes), verdict_lines(changes, before, after)
     print_table(table)
     print(verdicts)
     if markdown is not None:
-        write_whole(markdown, f"{to_markdown(table)}\n{verdicts}\n")
+        write_whole(markdown, f"{to_markdown(table)}\n{verdicts.replace(chr(10), chr(10) * 2)}\n")
     if junit is not None:
         write_whole(junit, to_junit(changes, max_regress=max_regress))
     return exit_code(changes)
 
 
-def show(paths: Sequence[Path], *, html: Path | None, markdown: bool, title: str, csv: bool) -> int:
+def show(
+    paths: Sequence[Path],
+    *,
+    models: Sequence[str] = (),
+    html: Path | None,
+    markdown: bool,
+    title: str,
+    csv: bool,
+) -> int:
     """Write the page, print the log entry or the CSV; with none of them print the tables.
+
+    With `models` only those are shown, in that order.
 
     Raises:
         ReportError: a file cannot be read or written.
+        UsageError: one of `models` is in none of the reports.
     """
     reports = [load_report(path) for path in paths]
+    if models:
+        reports = _only(reports, models)
     if html is not None:
         write_whole(html, to_page(reports))
         print(f"page: {html}", file=sys.stderr)
@@ -66,6 +79,20 @@ def show(paths: Sequence[Path], *, html: Path | None, markdown: bool, title: str
         for report in reports:
             print_report(report, as_json=False)
     return EXIT_OK
+
+
+def _only(reports: Sequence[Report], models: Sequence[str]) -> list[Report]:
+    known = list(dict.fromkeys(model.name for report in reports for model in report.models))
+    for name in models:
+        if name not in known:
+            raise UsageError(f"no report has a model {name!r}; there: {', '.join(known)}")
+    chosen = []
+    for report in reports:
+        of_name = {model.name: model for model in report.models}
+        shown = tuple(of_name[name] for name in dict.fromkeys(models) if name in of_name)
+        rows = tuple(row for row in report.rows if row.model in models)
+        chosen.append(report.model_copy(update={"models": shown, "rows": rows}))
+    return chosen
 
 
 def _two_reports(

@@ -7,9 +7,9 @@ older schema versions `migrate.py`'s.
 
 import re
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from infer_bench.cases import Case
 from infer_bench.environment import Environment
@@ -102,6 +102,12 @@ class WarmUp(Record):
     num_runs: int = quantity("runs", "before the first trial")
     wall_s: float = quantity("s", "wall time of these runs, compilation and capture included")
     stable: bool | None = Field(description="the last two took the same time; None with fewer")
+    num_compiled: int | None = quantity(
+        "kernels",
+        "Triton kernels compiled for them, loading included; with 0 all were in Triton's cache on "
+        "disk; None for engines whose kernels are not Triton's",
+        default=None,
+    )
 
 
 class Parity(Record):
@@ -177,6 +183,19 @@ class Row(Record):
     gpu: GpuActivity | None = Field(default=None, description="clocks and power of the trials")
     samples: tuple[Sample, ...] = ()
 
+    @model_validator(mode="after")
+    def _ok_rows_hold_what_readers_rely_on(self) -> Self:
+        if self.status != "ok":
+            return self
+        if self.metrics is None or not self.samples:
+            raise ValueError("an ok row has metrics and samples")
+        for sample in self.samples:
+            if min(sample.num_tokens, sample.e2e_s, sample.ttft_ms, *sample.step_ms) <= 0:
+                raise ValueError("every trial of an ok row has tokens, and times above zero")
+            if len(sample.step_ms) != sample.num_tokens - 1:
+                raise ValueError("every trial of an ok row has a time for each token but the first")
+        return self
+
     @property
     def key(self) -> tuple[str, str, str]:
         """Engine, model and case: what makes a row one of its kind in a report."""
@@ -200,6 +219,16 @@ class Report(Record):
     gpu_after: GpuState | None = None
     models: tuple[Model, ...]
     rows: tuple[Row, ...]
+
+    @model_validator(mode="after")
+    def _rows_belong_to_the_plan(self) -> Self:
+        cases, models = ({one.name for one in group} for group in (self.cases, self.models))
+        for row in self.rows:
+            if row.engine not in self.engines or row.model not in models or row.case not in cases:
+                raise ValueError(f"row {row.key} is of an engine, model or case that is not listed")
+        if len({row.key for row in self.rows}) < len(self.rows):
+            raise ValueError("two rows are of the same engine, model and case")
+        return self
 
     @property
     def failures(self) -> tuple[Row, ...]:

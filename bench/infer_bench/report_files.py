@@ -3,7 +3,6 @@
 import json
 import os
 import re
-from contextlib import suppress
 from datetime import UTC
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 from infer_bench.errors import ReportError, UsageError
 from infer_bench.migrate import migrate
 from infer_bench.report import Report
+from infer_core import user_cache
 
 
 def load_report(path: Path) -> Report:
@@ -83,18 +83,13 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         ReportError: the file could not be written.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with unfinished.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        if path.exists() and not path.is_file():  # /dev/stdout, a pipe: nothing to replace
+            path.write_text(text, encoding="utf-8")
+        else:
+            user_cache.write_whole(path, text)
     except OSError as error:
         raise ReportError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
 
 
 def save_report(report: Report, path: Path) -> None:

@@ -9,7 +9,8 @@ from infer_bench.report import Report
 
 FACTS = (
     "created", "gpu", "engine", "model", "case", "prompt_tokens", "max_new_tokens", "status",
-    "reason", "dtype", "weights", "num_trials", "load_s", "warm_up_s", "cold_start_s",
+    "reason", "dtype", "weights", "num_trials", "load_s", "warm_up_s", "num_compiled",
+    "cold_start_s",
     "greedy_tokens_sha256", "parity_equal", "parity_tokens", "throttle",
 )  # fmt: skip
 
@@ -39,6 +40,7 @@ def to_csv(reports: Sequence[Report]) -> str:
                 "load_s": loaded.load_s if loaded else None,
                 "num_trials": metrics.num_trials if metrics else None,
                 "warm_up_s": row.warm_up.wall_s if row.warm_up else None,
+                "num_compiled": row.warm_up.num_compiled if row.warm_up else None,
                 "cold_start_s": row.cold_start_s,
                 "greedy_tokens_sha256": row.greedy_tokens_sha256,
                 "parity_equal": row.parity.num_equal if row.parity else None,

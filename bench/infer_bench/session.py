@@ -1,17 +1,19 @@
 """One call of infer-bench: plan, run, show, save; the exit code says how it went."""
 
+import os
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infer_bench.backend import Backend
+from infer_bench.canary import blocking, deadly_plugins
 from infer_bench.cases import Case
 from infer_bench.engines import check_engines
-from infer_bench.errors import EngineUnavailable, UsageError
+from infer_bench.errors import EngineUnavailable, ReportError, UsageError
 from infer_bench.exit_codes import EXIT_FAILURES, EXIT_INTERRUPTED, EXIT_OK
 from infer_bench.gate import Gate
 from infer_bench.job import Machine, Survey
@@ -69,7 +71,7 @@ def run_session(
     Raises:
         UsageError: nothing to measure, no such device, engine, model or baseline, no folder to
             write to.
-        ReportError: the report cannot be written; the tables are already printed then.
+        ReportError: the report cannot be written; the tables are printed all the same.
     """
     created = datetime.now(UTC)
     device = backend.pick_device(request.device)
@@ -114,9 +116,25 @@ def run_session(
         )
     report = _report(header, plan, results, backend)
 
-    print_report(report, as_json=request.json)
+    if results.interrupted and not results.rows:
+        journal.remove()
+        print("interrupted before any row was finished", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    try:
+        if path is not None:
+            save_report(report, path)
+        if not results.interrupted:
+            journal.remove()
+    except ReportError as error:
+        if not journal.is_on_disk:
+            raise
+        raise ReportError(
+            f"{error}; finished rows are kept beside it: make room, and --resume with the same "
+            "options writes the report"
+        ) from error
+    finally:  # the numbers are there, whatever became of the file, and the other way round
+        print_report(report, as_json=request.json)
     if path is not None:
-        save_report(report, path)
         print(f"report: {path}", file=sys.stderr if request.json else sys.stdout)
     if results.interrupted:
         again = "; infer-bench --resume, with the same options, goes on" if path else ""
@@ -125,7 +143,6 @@ def run_session(
             file=sys.stderr,
         )
         return EXIT_INTERRUPTED
-    journal.remove()
     measured = any(row.status == "ok" for row in report.rows)
     gate = request.gate.close(report, request.output_dir)
     return gate or (EXIT_FAILURES if report.failures or not measured else EXIT_OK)
@@ -133,32 +150,65 @@ def run_session(
 
 def _plan(request: Request, backend: Backend, device: str) -> tuple[Plan, list[str]]:
     """Find engines and models; also the names of plugins that do not work."""
+    limit_s = min(PLUGIN_LIMIT_S, request.settings.timeout_s)
+
+    # an engine or a plugin may hang or print; stdout is for the report
+    @contextmanager
+    def strangers_code(doing: str) -> Iterator[None]:
+        with time_limit(limit_s, doing), redirect_stdout(sys.stderr):
+            yield
+
     unavailable = {}
     for engine in (engines := check_engines(request.engines)):
         try:
-            backend.check_engine(engine)
-        except EngineUnavailable as error:
+            with strangers_code(f"importing engine {engine}"):
+                backend.check_engine(engine)
+        except (EngineUnavailable, TimeoutError) as error:
             unavailable[engine] = describe(error)
-    limit_s = min(PLUGIN_LIMIT_S, request.settings.timeout_s)
 
-    with_weights = request.settings.weights != "dummy" and not request.dry_run
-
-    # a plugin may hang or print; stdout is for the report
     def resolve(model: str, registry: "PluginRegistry", device: str) -> "ResolvedModel":
-        with time_limit(limit_s, f"describing {Path(model).name}"), redirect_stdout(sys.stderr):
-            return backend.resolve(
-                model, registry, device, revision=request.revision, weights=with_weights
+        with strangers_code(f"describing {Path(model).name}"):
+            found = backend.resolve(
+                model, registry, device, revision=request.revision, weights=False
             )
+        with_weights = request.settings.weights != "dummy" and not request.dry_run
+        if with_weights and found.hub_id == model:  # gigabytes take as long as they take
+            found = backend.resolve(
+                model, registry, device, revision=request.revision, weights=True
+            )
+        return found
 
+    def load_and_ask() -> None:
+        registry = backend.load_registry()
+        local = [model for model in request.models if Path(model).expanduser().is_dir()]
+        for model in [*local, *(reference.name for _, reference in registry.reference_models())]:
+            with suppress(Exception):
+                backend.resolve(model, registry, device, weights=False)
+
+    deadly = deadly_plugins(load_and_ask)
     try:
-        with time_limit(limit_s, "loading the plugin"):
+        with time_limit(limit_s, "loading the plugin"), _left_out(list(deadly)):
             registry = backend.load_registry()
-        targets = find_targets(request.models, registry, resolve, device=device)
+        targets = find_targets(request.models, registry, resolve, device=device, deadly=deadly)
     except TimeoutError as error:  # outside of any one plugin
         raise UsageError(f"{error}; see `infer plugins list`") from error
     cases = tuple(case.seeded(request.settings.seed) for case in request.cases)
     plan = Plan(cases, targets, request.settings, device, engines, unavailable)
-    return plan, [status.name for status in registry.statuses if status.state == "broken"]
+    broken = [status.name for status in registry.statuses if status.state == "broken"]
+    return plan, [*broken, *deadly]
+
+
+@contextmanager
+def _left_out(plugins: list[str]) -> Iterator[None]:
+    """Block plugins for a while, as INFER_BLOCK_PLUGINS does."""
+    before = dict(os.environ)
+    os.environ.update(blocking(before, plugins))
+    try:
+        yield
+    finally:
+        if plugins:
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def _survey(launcher: Launcher, survey: Survey) -> Machine:

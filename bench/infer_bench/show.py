@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from shutil import get_terminal_size
 
 from infer_bench.report import Report
 from infer_bench.summary import summary_lines
@@ -16,7 +17,8 @@ def print_report(report: Report, *, as_json: bool) -> None:
     else:
         print("\n".join(heading(report)), end="\n\n")
         print_tables(report_tables(report))
-        if lines := summary_lines(report):
+        width = get_terminal_size().columns if sys.stdout.isatty() else 80
+        if lines := summary_lines(report, width=width):
             print(_printable("\n".join(lines)), end="\n\n")
     for line in failure_lines(report):
         print(line, file=sys.stderr)
@@ -34,7 +36,9 @@ def print_tables(tables: Iterable[Table]) -> None:
 
         console = Console()
         for table in tables:
-            console.print(to_rich(table), end="\n\n")
+            for piece in to_rich(table, width=console.width):
+                console.print(piece)
+            console.print()
     else:
         print("\n".join(map(to_markdown, tables)))
 

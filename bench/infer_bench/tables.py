@@ -46,7 +46,17 @@ _TABLES = (
             _Number("first", lambda row: row.cold_start_s if row else None, "s"),
         ),
     ),
+    (
+        "Kernels compiled before the trials (0: all were in Triton's cache)",
+        (
+            _Number(
+                "", lambda row: row.warm_up.num_compiled if row and row.warm_up else None, "kernels"
+            ),
+        ),
+    ),
 )
+
+_PLACES = {"s": 2, "%": 1, "kernels": 0}
 
 
 def report_tables(report: Report) -> list[Table]:
@@ -57,7 +67,7 @@ def report_tables(report: Report) -> list[Table]:
         # a table nobody has a number for says nothing, except the first: it shows the failures
         if known or not tables:
             tables.append(_metric_table(report, title, numbers))
-    if len(report.engines) > 1:
+    if len({column.engine for column in columns(report)}) > 1:
         tables.insert(1, ratio_table(report))
     tables.append(trust_table(report))
     return tables
@@ -65,21 +75,23 @@ def report_tables(report: Report) -> list[Table]:
 
 def ratio_table(report: Report) -> Table:
     """Divide the first engine's E2E throughput by every other's: above 1 the first is faster."""
-    rows, first, others = cells(report), report.engines[0], report.engines[1:]
+    rows, first = cells(report), report.engines[0]
+    labels = {model.name: model.label for model in report.models}
     metric = METRICS["e2e_tokens_per_s"]
     header = ["Config"]
     lines = [[case.name] for case in report.cases]
-    for model in report.models:
-        for other in others:
-            header.append(f"{model.label} / {other}")
-            for line, case in zip(lines, report.cases, strict=True):
-                row = rows.get((other, model.name, case.name))
-                ours = metric.value(rows.get((first, model.name, case.name)))
-                theirs = metric.value(row)
-                if ours is not None and theirs is not None:
-                    line.append(f"{ours / theirs:.2f}x")
-                else:
-                    line.append("-" if row is None or row.status == "ok" else row.status)
+    for column in columns(report):
+        if column.engine == first:
+            continue
+        header.append(f"{labels[column.model]} / {column.engine}")
+        for line, case in zip(lines, report.cases, strict=True):
+            row = rows.get((column.engine, column.model, case.name))
+            ours = metric.value(rows.get((first, column.model, case.name)))
+            theirs = metric.value(row)
+            if ours is not None and theirs is not None:
+                line.append(f"{ours / theirs:.2f}x")
+            else:
+                line.append("-" if row is None or row.status == "ok" else row.status)
     title = f"How many times as fast {first} is (E2E throughput)"
     return Table(title, tuple(header), tuple(map(tuple, lines)))
 
@@ -88,7 +100,7 @@ def trust_table(report: Report) -> Table:
     """Show what each headline number rests on: interval, trials, tokens checked, throttling."""
     header = ["Config"]
     for column in columns(report):
-        header += [f"{column.label} 95 % (n)", "tokens"]
+        header += [f"{column.label} 95 % (n)", f"{column.label} tokens"]
     rows = cells(report)
     lines = []
     for case in report.cases:
@@ -169,7 +181,9 @@ def failure_lines(report: Report) -> list[str]:
 
 def _metric_table(report: Report, title: str, numbers: Sequence[_Number]) -> Table:
     places = {
-        unit: 2 if unit == "s" else _places(report, [n for n in numbers if n.unit == unit])
+        unit: _PLACES[unit]
+        if unit in _PLACES
+        else _places(report, [number for number in numbers if number.unit == unit])
         for unit in {number.unit for number in numbers}
     }
     header = ["Config"]

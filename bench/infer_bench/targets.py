@@ -1,6 +1,6 @@
 """Which models a run measures: those asked for, or every installed plugin's reference models."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -37,9 +37,16 @@ class Resolve(Protocol):
 
 
 def find_targets(
-    models: Sequence[str], registry: "PluginRegistry", resolve: Resolve, *, device: str
+    models: Sequence[str],
+    registry: "PluginRegistry",
+    resolve: Resolve,
+    *,
+    device: str,
+    deadly: Mapping[str, str] | None = None,
 ) -> tuple[Target, ...]:
     """List what to measure; whatever cannot be loaded is a target with its reason.
+
+    `deadly` are plugins that the registry was not to load, and why.
 
     Raises:
         UsageError: no plugin is installed, none is left by the environment's allow and block
@@ -58,6 +65,8 @@ def find_targets(
         for status in registry.statuses
         if status.state == "broken"
     ]
+    for name, reason in (deadly or {}).items():
+        broken.append(Target(name, name, name, name, None, f"{reason}; to mend: upgrade it"))
     found = [
         _target(reference.name, registry, resolve, device, plugin=plugin)
         for plugin, reference in registry.reference_models()
@@ -101,7 +110,8 @@ def describe(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if not isinstance(error, InferError) or not text:
         text = f"{type(error).__name__}: {text}"
-    return without_paths(text)
+    # a file's name may hold bytes that are no text, which JSON could not either
+    return without_paths(text.encode(errors="replace").decode())
 
 
 def _distinct(targets: Sequence[Target]) -> tuple[Target, ...]:

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import re
 import resource
 import signal
@@ -122,6 +124,23 @@ def test_an_ad_hoc_case_takes_its_sizes_and_sampling(call):
     assert report.rows[0].samples[0].num_tokens == 5
 
 
+def test_a_download_may_take_longer_than_a_plugin(call):
+    limits = []
+
+    class Hub(FakeBackend):
+        def resolve(self, model, registry, device, *, revision=None, weights=True):
+            limits.append((weights, signal.getitimer(signal.ITIMER_REAL)[0] > 0))
+            found = super().resolve(model, registry, device, revision=revision, weights=weights)
+            found.hub_id = model
+            return found
+
+    result, _ = call(Hub({"org/toy": FakeEngine()}), "--model", "org/toy", "--config", "short")
+
+    assert result.exit_code == 0, result.stderr
+    # planning asks for the specs with a limit, then for the weights without one
+    assert limits[:2] == [(False, True), (True, False)]
+
+
 def test_an_ad_hoc_case_of_one_token_works(call):
     result, (report,) = call(toy(), "--max-new-tokens", "1")
 
@@ -133,9 +152,10 @@ def test_options_reach_engine_and_report(call):
     backend = toy()
 
     _, (report,) = call(
-        backend, "--model", "toy", "--revision", "v1", "--config", "short", "--dtype", "bfloat16",
-        "--weights", "dummy", "--no-kv-cache", "--warmup", "0", "--trials", "1",
-        "--max-trials", "1", "--isolation", "model", "--timeout", "5",
+        backend, "--model", "toy", "--revision", "v1", "--config", "short,short",
+        "--dtype", "bfloat16", "--weights", "dummy", "--no-kv-cache",
+        "--warmup", "0", "--trials", "1", "--max-trials", "1", "--isolation", "model",
+        "--timeout", "5",
     )  # fmt: skip
 
     _, _, options = backend.loads[0]
@@ -172,6 +192,9 @@ def test_options_reach_engine_and_report(call):
         (["--engine", "ifner"], "unknown engine 'ifner'; known: infer, transformers"),
         (["--engine", "infer,"], "holds an empty name"),
         (["--timeout", "0"], "Invalid value for '--timeout'"),
+        (["--timeout", "inf"], "Invalid value for '--timeout'"),
+        (["--seed", "99999999999999999999"], "Invalid value for '--seed'"),
+        (["--config", "short,"], "--config 'short,' holds an empty name"),
         (["--no-save", "--resume"], "drop --no-save"),
         (["--no-save", "--baseline", "x"], "drop --no-save"),
         (["--baseline", "nobody"], "no baseline 'nobody' in bench/reports/baselines; there: none"),
@@ -190,6 +213,26 @@ def test_contradictions_and_nonsense_are_usage_errors(call, tmp_path, arguments,
     assert message in " ".join(result.stderr.replace("│", " ").split())
     assert backend.loads == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_signals_held_back_while_torch_is_imported_come_through_afterwards():
+    program = (
+        "import signal, sys\n"
+        "from infer_bench.backend import Backend\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'torch': signal.raise_signal(signal.SIGINT); print('held')\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "try: Backend().pick_device('cpu')\n"
+        "except KeyboardInterrupt: print('interrupted', 'torch' in sys.modules)\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )  # fmt: skip
+
+    assert done.stdout.splitlines() == ["held", "interrupted True"], done.stderr
 
 
 @pytest.mark.parametrize("device", ["tpu", "meta", "cuda:99"])
@@ -261,6 +304,27 @@ def test_ctrl_c_saves_the_finished_rows_and_exits_130(call):
     assert not report.complete
     assert [(row.case, row.status) for row in report.rows] == [("short", "ok")]
     assert "interrupted" in result.stderr
+
+
+def test_ctrl_c_before_any_row_leaves_nothing_behind(call, tmp_path):
+    result, reports = call(interrupted_on(64))
+
+    assert (result.exit_code, reports) == (130, [])
+    assert "interrupted before any row was finished" in result.stderr
+    assert list((tmp_path / "bench" / "reports").iterdir()) == []
+
+
+def test_numbers_that_cannot_be_printed_are_saved_all_the_same(call, monkeypatch):
+    def full(report, *, as_json):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("infer_bench.session.print_report", full)
+
+    result, (report,) = call(toy())
+
+    assert result.exit_code == 1
+    assert "error: [Errno 28] No space left on device" in result.stderr
+    assert [row.status for row in report.rows] == ["ok", "ok"]
 
 
 def interrupted_on(length):
@@ -337,9 +401,31 @@ def test_a_full_disk_costs_the_report_but_not_the_tables_and_leaves_nothing_cut_
 
     assert result.exit_code == 1
     assert "| short  | 1000.0 |" in result.stdout
-    assert "the run goes on, but could not be resumed" in result.stderr
+    assert "the run goes on, but rows from here on could not be resumed" in result.stderr
     assert "File too large" in result.stderr
     assert reports == []
+
+
+def test_a_report_that_did_not_fit_is_written_once_there_is_room(call, tmp_path):
+    _, (report,) = call(toy())
+    (path,) = (tmp_path / "bench" / "reports").iterdir()
+    size = path.stat().st_size
+    path.unlink()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 100, hard))
+    try:
+        full, nothing = call(toy())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    backend = toy()
+
+    result, (again,) = call(backend, "--resume")
+
+    assert (full.exit_code, nothing) == (1, [])
+    assert "finished rows are kept beside it: make room, and --resume" in full.stderr
+    assert result.exit_code == 0
+    assert backend.engines["toy"].requests == []
+    assert [row.status for row in again.rows] == [row.status for row in report.rows]
 
 
 def test_the_plan_is_shown_with_its_memory_and_nothing_is_loaded(call, tmp_path):
@@ -451,7 +537,7 @@ def test_compare_reads_the_same_build_twice_as_the_same(call, reports):
         (["compare", "a.json", "a.json", "--metric", "x"], 2, "unknown --metric 'x'"),
         (["report", "foreign.json"], 1, "is not a report of infer-bench"),
         (["report", "a.json", "--csv", "--markdown"], 2, "give one"),
-        (["report", "a.json", "--html", "no/where.html"], 1, "cannot write no/where.html"),
+        (["report", "a.json", "--html", "a.json/page"], 1, "cannot write a.json/page"),
     ],
 )
 def test_wrong_reports_are_refused_in_words(call, reports, tmp_path, arguments, code, message):
@@ -471,6 +557,42 @@ def test_report_prints_the_tables_of_a_saved_report_once_more(call, reports):
     assert result.exit_code == 0
     assert result.stdout.startswith("device: Toy GPU 9000")
     assert "### E2E throughput (tok/s)" in result.stdout
+
+
+def test_a_reader_that_stops_early_is_no_error_to_shout_about(reports, tmp_path):
+    reports(a=a_report())
+    command = f"{sys.executable} -c 'from infer_bench.cli import main; main()' report a.json"
+
+    done = subprocess.run(
+        f"{command} | true", shell=True, capture_output=True, text=True, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )  # fmt: skip
+
+    assert done.stderr == ""
+
+
+def test_a_page_can_be_written_to_a_pipe(call, reports, tmp_path):
+    reports(a=a_report())
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+
+    result, _ = call(toy(), "report", "a.json", "--html", "pipe")
+
+    assert result.exit_code == 0, result.stderr
+    assert os.read(reader, 15) == b"<!doctype html>"
+    os.close(reader)
+
+
+def test_report_shows_the_models_asked_for_in_the_order_asked_for(call, reports):
+    reports(a=a_report(a_row("alpha"), a_row("beta"), a_row("gamma")))
+
+    shown, _ = call(toy(), "report", "a.json", "--markdown", "--model", "gamma,alpha")
+    unknown, _ = call(toy(), "report", "a.json", "--model", "delta")
+
+    assert "| Config | Gamma | Alpha |" in shown.stdout
+    assert "beta" not in shown.stdout
+    assert unknown.exit_code == 2
+    assert "no report has a model 'delta'; there: alpha, beta, gamma" in unknown.stderr
 
 
 def test_report_reads_version_1_too(call):

@@ -4,7 +4,7 @@ import pytest
 from bench_fakes import GPU
 from bench_reports import a_report, a_row, loaded_model
 from infer_bench.compare import compare, find_differences
-from infer_bench.compare_output import comparison_table, to_junit, verdict_line
+from infer_bench.compare_output import comparison_table, to_junit, verdict_lines
 from infer_bench.errors import NotComparable
 from infer_bench.report import Report, Row, Settings
 
@@ -107,10 +107,18 @@ def test_reports_without_a_common_row_cannot_be_compared():
         compare(a_report(a_row("alpha")), a_report(a_row("beta")))
 
 
-def test_rows_that_only_one_report_has_are_left_out():
+def test_rows_that_only_one_report_has_are_left_out_and_named():
     before = a_report(a_row("toy", "short"), a_row("toy", "medium"))
+    after = a_report(a_row("toy", "short"), a_row("new", "short"))
 
-    assert {change.case for change in compare(before, a_report(a_row("toy", "short")))} == {"short"}
+    changes = compare(before, after)
+
+    assert {(change.model, change.case) for change in changes} == {("toy", "short")}
+    assert verdict_lines(changes, before, after).splitlines() == [
+        "2 same",
+        "only in the first report: 1 rows (toy medium on infer)",
+        "only in the second report: 1 rows (new short on infer)",
+    ]
 
 
 def test_a_report_that_was_saved_and_read_compares_as_the_same():
@@ -133,7 +141,7 @@ def test_the_table_begins_with_what_became_worse(changes):
 
     assert [row[:2] for row in table.rows] == [("regression", "bad & ugly"), ("same", "good")]
     assert table.rows[0][7] == "+25.0 %"
-    assert verdict_line(changes) == "1 same, 1 regression"
+    assert verdict_lines(changes, a_report(), a_report()) == "1 same, 1 regression"
 
 
 def test_junit_has_a_failure_for_a_regression_and_a_skip_for_what_is_unclear(changes):

@@ -198,6 +198,7 @@ def test_an_installed_engine_cannot_take_the_name_of_ours(install):
     [
         ("import nothing_of_this_name", "'odd' .* does not import: ModuleNotFoundError"),
         ("", "'odd' .* does not import: AttributeError"),
+        ("raise SystemExit(3)", "'odd' .* does not import: SystemExit: 3"),
         (ENGINE.format(missing="pip install odd"), "^pip install odd$"),
     ],
 )

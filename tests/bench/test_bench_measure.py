@@ -1,4 +1,5 @@
 import signal
+from types import SimpleNamespace
 
 import pytest
 from bench_fakes import (
@@ -76,6 +77,35 @@ def test_warm_ups_are_not_among_the_samples_but_their_wall_time_is_noted():
     warm_up = results.rows[0].warm_up
     assert (warm_up.num_runs, warm_up.stable) == (2, True)
     assert 0 < warm_up.wall_s < 10  # of the clock on the wall, not of the script
+
+
+def test_the_kernels_a_case_compiled_are_its_own_and_loading_is_the_first_ones():
+    class Compiles(FakeEngine):
+        def generate(self, prompt, **request):
+            backend.compilations.num += self.call == 0  # the first warm-up of each case
+            return super().generate(prompt, **request)
+
+        def plain_logits(self, prompt, tokens):
+            backend.compilations.num += 100  # after the trials
+            return super().plain_logits(prompt, tokens)
+
+    class CountingBackend(FakeBackend):
+        compilations = SimpleNamespace(num=0)
+
+        def count_compilations(self):
+            return self.compilations
+
+        def load_engine(self, engine, model, options):
+            self.compilations.num += 5
+            return super().load_engine(engine, model, options)
+
+    compiles = Compiles()
+    compiles.kernels = "triton"
+    backend = CountingBackend({"toy": compiles, "other": FakeEngine()})
+
+    rows = measure(backend, "short", "medium").rows
+
+    assert [row.warm_up.num_compiled for row in rows] == [6, 1, None, None]
 
 
 def test_warming_up_goes_on_until_two_runs_take_the_same_time():

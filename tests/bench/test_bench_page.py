@@ -77,6 +77,26 @@ def test_the_page_has_a_chart_of_each_kind_and_every_table():
     assert "<b>3 of 4</b>" in page
 
 
+def test_a_tile_says_how_a_model_compares_with_other_engines_and_with_its_floor():
+    report = a_report(
+        a_row("toy", times=(1.0,)),
+        a_row("toy", engine="other", times=(2.0,)),
+        Row(engine="absent", model="toy", case="short", status="skipped", reason="none"),
+    )
+
+    page = to_page([report])
+
+    # 8 tokens in 5 ms + 7 * 1.05 ms; 2.1 GB in 1.05 ms at 4 TB/s
+    assert "<b>647.8 tok/s</b><span>Toy, short</span><span>1.60x other (406.1)</span>" in page
+    assert "<span>50 % of the memory floor&#x27;s speed</span>" in page
+    assert "<b>2 of 2</b><span>rows ok</span><span>1 skipped</span>" in page
+    assert page.count("absent") == 1  # in the notes
+
+
+def test_cells_without_a_number_stand_out():
+    assert "<td class='bad'>oom</td>" in to_page([two_engines()])
+
+
 def test_the_page_needs_no_network_no_script_and_no_other_file():
     page = to_page([two_engines()])
 
@@ -108,7 +128,8 @@ def test_several_reports_have_a_history_and_the_newest_is_shown_in_full():
     assert "2026-01-01 00:00 UTC</p>" in page
     assert "2025-01-01 00:00 UTC</summary>" in page
     # short on both engines, medium on one; two reports each
-    assert page.count("<circle") == 2 * 3
+    history = page.partition("<h2>History</h2>")[2].partition("<h2>Tables</h2>")[0]
+    assert history.count("<circle") == 2 * 3
     assert "hardware differs" not in page
 
 

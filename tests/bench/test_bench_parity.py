@@ -2,6 +2,8 @@ import pytest
 import torch
 from infer_bench.parity import TOLERANCE, judge
 
+from infer_core import InferError
+
 
 def logits_with(gap_in_deviations, *, vocab=5000):
     """Three positions of normal logits; the best token leads the second by a known gap."""
@@ -33,6 +35,19 @@ def test_a_token_drawn_at_random_never_agrees():
 
     assert not parity.agrees
     assert parity.largest_gap > 3
+
+
+def test_logits_that_are_no_numbers_are_said_to_be_so():
+    logits = torch.randn(2, 100)
+    logits[1, 7] = float("nan")
+
+    with pytest.raises(InferError, match=r"the plain path \(eager\) hold NaN"):
+        judge(logits, [1, 2], path="eager", dtype="float32")
+
+
+def test_a_dtype_without_a_known_rounding_is_refused():
+    with pytest.raises(InferError, match="computes in 'int8'; expected one of bfloat16"):
+        judge(torch.randn(2, 100), [1, 2], path="plain", dtype="int8")
 
 
 def test_tokens_the_plain_path_ranks_first_are_equal():

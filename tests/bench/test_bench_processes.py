@@ -110,14 +110,42 @@ def test_a_plugin_that_hangs_on_import_is_a_row_and_the_others_run(bench, make_p
     make_plugin()
     make_plugin("stuck", source="import time\ntime.sleep(600)\n")
 
-    code, report, err = bench("--json", "--timeout", "5", only="toy,stuck")
+    code, report, err = bench("--json", "--timeout", "10", only="toy,stuck")
 
     assert {row.model: row.status for row in report.rows} == {
         "toy-tiny (tiny)": "ok",
         "stuck": "failed",
     }, err
     assert code == 1
-    assert "timeout: loading the plugin took longer than 5 s" in report.failures[0].reason
+    assert "timeout: loading the plugin took longer than 10 s" in report.failures[0].reason
+
+
+@pytest.mark.parametrize(
+    ("edits", "death"),
+    [
+        (
+            {"from infer_core import (": "import os; os._exit(7)\nfrom infer_core import ("},
+            "exited with code 7",
+        ),
+        ({SHAPE: f"import os; os.kill(os.getpid(), 11)\n    {SHAPE}"}, "was killed by SIGSEGV"),
+    ],
+    ids=["exits-on-import", "crashes-in-a-hook"],
+)
+def test_a_plugin_that_ends_the_process_is_a_row_and_the_others_run(
+    bench, make_plugin, edits, death
+):
+    make_plugin()
+    renamed = {'"toy-tiny"': '"zzz-tiny"', '"toy"': '"zzz"', "ToyFor": "ZzzFor"}
+    make_plugin("zzz", edits=renamed | edits)
+
+    code, report, err = bench("--json", only="toy,zzz")
+
+    assert code == 1, err
+    assert [(row.model, row.status) for row in report.rows] == [
+        ("toy-tiny (tiny)", "ok"),
+        ("zzz", "failed"),
+    ]
+    assert f"a process that loaded it {death}" in report.failures[0].reason
 
 
 def test_a_run_told_to_end_keeps_its_finished_rows_and_can_be_resumed(bench, make_plugin, tmp_path):

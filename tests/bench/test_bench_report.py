@@ -170,9 +170,18 @@ def test_the_environment_names_versions_but_no_user_host_or_path():
         ("toys/model at 3/4 of 1024+64 tok/s", "toys/model at 3/4 of 1024+64 tok/s"),
         ("https://example.org/a/b says so", "https://example.org/a/b says so"),
         ("pip install ./plugins/toy", "pip install ./plugins/toy"),
+        ("not in /home/ann, nor in /Users/bob/models", "not in ~, nor in ~/models"),
+        ("see file:///data/x/y.json", "see .../y.json"),
+        ("HOME=/srv/ann is ann's, on box7 and box7.example.org", "HOME=~ is <user>'s, on <host> "
+         "and <host>"),
+        ("annual sums of toy-ann and box70", "annual sums of toy-ann and box70"),
     ],
-)
-def test_absolute_paths_are_shortened_in_published_messages(text, public):
+)  # fmt: skip
+def test_published_messages_do_not_say_whose_machine_it_was(text, public, monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: Path("/srv/ann"))
+    monkeypatch.setattr(getpass, "getuser", lambda: "ann")
+    monkeypatch.setattr(socket, "gethostname", lambda: "box7.example.org")
+
     assert without_paths(text) == public
 
 
@@ -238,6 +247,29 @@ def test_a_version_1_report_of_a_gpu_keeps_its_bandwidth(tmp_path):
 def test_a_damaged_or_foreign_file_is_said_to_be_one(tmp_path, text, message):
     path = tmp_path / "report.json"
     path.write_bytes(text.encode("latin-1"))
+
+    with pytest.raises(ReportError, match=message):
+        load_report(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda data: data["cases"].clear(), "not listed"),
+        (lambda data: data["models"].clear(), "not listed"),
+        (lambda data: data.update(engines=["other"]), "not listed"),
+        (lambda data: data["rows"].append(data["rows"][0]), "same engine, model and case"),
+        (lambda data: data["rows"][0]["samples"].clear(), "has metrics and samples"),
+        (lambda data: data["rows"][0].update(metrics=None), "has metrics and samples"),
+        (lambda data: data["rows"][0]["samples"][0].update(e2e_s=0), "times above zero"),
+        (lambda data: data["rows"][0]["samples"][0]["step_ms"].pop(), "a time for each token"),
+    ],
+)
+def test_a_report_at_odds_with_itself_is_refused(tmp_path, spoil, message):
+    data = json.loads(a_report().to_json())
+    spoil(data)
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(data))
 
     with pytest.raises(ReportError, match=message):
         load_report(path)

@@ -1,8 +1,10 @@
 """The log this project continues is the oracle: its numbers must render to its very text."""
 
+import io
+
 import pytest
 from bench_fakes import CPU, GPU
-from bench_reports import CEILINGS, a_report, a_row, loaded_model
+from bench_reports import CEILINGS, a_report, a_row, a_sample, loaded_model
 from infer_bench.gpu_state import GpuActivity, GpuState
 from infer_bench.report import Metrics, Model, Row, WarmUp
 from infer_bench.summary import summary_lines
@@ -75,6 +77,7 @@ def log_report(*, environment=GPU, mbu=None, labels=tuple(LOG), loaded=None, **c
             loaded=loaded or loaded_model(),
             metrics=Metrics(**dict(zip(NAMES, numbers, strict=True)), num_trials=3, mbu=mbu),
             warm_up=WarmUp(num_runs=2, wall_s=0.5, stable=True),
+            samples=(a_sample(),),
         )
         for label in labels
         for case, numbers in zip(("short", "full-pipe"), LOG[label], strict=True)
@@ -124,6 +127,17 @@ def test_load_and_warm_up_stand_beside_each_other():
     ]
 
 
+def test_kernels_compiled_are_counted_where_triton_compiles():
+    title = "Kernels compiled before the trials (0: all were in Triton's cache)"
+    cold, warm = (
+        a_row(model, warm_up=WarmUp(num_runs=2, wall_s=9.0, stable=True, num_compiled=number))
+        for model, number in (("cold", 41), ("warm", 0))
+    )
+
+    assert "| short  |   41 |    0 |" in rendered(a_report(cold, warm))[title]
+    assert title not in rendered(a_report())
+
+
 def test_numbers_below_two_get_three_decimals():
     report = log_report()
     fast = report.rows[0].metrics.model_copy(update={"step_p50_ms": 0.7284})
@@ -132,6 +146,15 @@ def test_numbers_below_two_get_three_decimals():
     table = rendered(report.model_copy(update={"rows": rows}))["Per-step decode latency (ms)"]
 
     assert "|     0.728 |     5.600 |" in table
+
+
+def test_percentages_get_one_decimal_however_small():
+    row = a_row()
+    small = row.model_copy(
+        update={"metrics": row.metrics.model_copy(update={"prefill_mfu": 0.0123456})}
+    )
+
+    assert "| short  | 1.2 |" in rendered(a_report(small))["Matmul utilisation of prefill (%)"]
 
 
 def test_a_failed_cell_says_so_in_every_table_and_its_reason_is_listed():
@@ -191,23 +214,43 @@ def test_the_heading_says_first_that_tiny_models_ran_on_the_cpu():
     assert lines[1].endswith("triton kernels, 1 CPU thread")
 
 
-def test_a_terminal_shows_the_same_cells():
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    table = report_tables(log_report())[0]
+@pytest.mark.parametrize("width", [40, 60, 100, 200])
+def test_a_terminal_of_any_width_shows_every_cell_whole(width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    tables = report_tables(side_by_side("two-word-engine", models=("alpha", "beta", "gamma")))
 
-    console.print(to_rich(table))
+    for table in tables:
+        for piece in to_rich(table, width=width):
+            console.print(piece)
 
     text = console.export_text()
-    assert "E2E throughput (tok/s)" in text
-    assert all(cell in text for row in table.rows for cell in row)
+    assert max(map(len, text.splitlines())) <= width
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    for table in tables:
+        assert all(cell in text for row in table.rows for cell in row)
 
 
-def side_by_side():
+@pytest.mark.parametrize("width", [40, 60, 200])
+def test_the_summary_fits_a_narrow_terminal(width):
+    lines = summary_lines(side_by_side(models=("alpha", "beta")), width=width)
+
+    assert len(lines) == 7
+    assert max(map(len, lines)) <= max(width, 50)  # bars are never shorter than 8
+
+
+def side_by_side(other="other", *, models=("toy",)):
     return a_report(
-        a_row("toy", engine="infer", times=(1.0, 1.0, 1.0)),
-        a_row("toy", engine="other", times=(2.0, 2.0, 2.0)),
-        Row(engine="absent", model="toy", case="short", status="skipped", reason="not installed"),
-    )
+        *(
+            row
+            for model in models
+            for row in (
+                a_row(model, engine="infer", times=(1.0, 1.0, 1.0)),
+                a_row(model, engine=other, times=(2.0, 2.0, 2.0)),
+                Row(engine="absent", model=model, case="short", status="skipped",
+                    reason="not installed"),
+            )
+        )
+    )  # fmt: skip
 
 
 def test_several_engines_stand_side_by_side_with_their_ratio():
@@ -216,9 +259,17 @@ def test_several_engines_stand_side_by_side_with_their_ratio():
     table = ratio_table(report)
 
     # 8 tokens in 5 ms + 7 steps that rise by 10 %: 12.35 ms against 19.7 ms
-    assert table.header == ("Config", "Toy / other", "Toy / absent")
-    assert table.rows == (("short", "1.60x", "skipped"),)
-    assert "| Toy infer | Toy other | Toy absent |" in rendered(report)["E2E throughput (tok/s)"]
+    assert table.header == ("Config", "Toy / other")
+    assert table.rows == (("short", "1.60x"),)
+    assert "| Toy infer | Toy other |" in rendered(report)["E2E throughput (tok/s)"]
+
+
+def test_an_engine_that_ran_nothing_has_no_column_unless_none_ran():
+    skipped = Row(engine="absent", model="toy", case="short", status="skipped", reason="-")
+
+    assert "| short  | skipped |" in rendered(a_report(skipped))["E2E throughput (tok/s)"]
+    assert list(rendered(a_report(a_row(), skipped))) == list(rendered(a_report(a_row())))
+    assert "| Config |   Toy |" in rendered(a_report(a_row(), skipped))["E2E throughput (tok/s)"]
 
 
 def test_a_skipped_engine_is_explained_but_is_no_failure():
@@ -234,7 +285,7 @@ def test_the_interval_the_trials_and_the_tokens_checked_are_shown():
     ]
 
     # 8 tokens in 5 ms + 7 * 1.05 ms times 1.02 or 0.98
-    assert "| short  | 640.2 to 655.6 (3) |    8/8 |" in table
+    assert "| short  | 640.2 to 655.6 (3) |        8/8 |" in table
 
 
 def test_a_throttled_row_is_named():

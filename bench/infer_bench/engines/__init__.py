@@ -130,7 +130,7 @@ def find_engine(name: str) -> Engine:
     try:
         engine: Engine = entry.load()
         missing = engine.missing()
-    except Exception as error:  # a stranger's module may raise anything
+    except (Exception, SystemExit) as error:  # a stranger's module may raise anything
         raise EngineUnavailable(
             f"engine {name!r} ({entry.value}) does not import: {type(error).__name__}: {error}"
         ) from error
