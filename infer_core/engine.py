@@ -212,8 +212,9 @@ class Engine:
         the device and until the next step only; also of steps beyond the last id.
 
         Raises:
-            RequestError, OutOfMemory: as for `generate`, when the first id is asked for; RequestError
-                also when another request has begun since, which took over cache and buffers.
+            RequestError, OutOfMemory: as for `generate`, when the first id is asked for; a
+                RequestError also when another request has begun since, which took over cache
+                and buffers.
         """
         try:
             return (
