@@ -110,7 +110,8 @@ def _own_tiles(
     v_row,
     stride_qkv_row,
     first,
-    stop,
+    skip_from,
+    skip_to,
     end_token,
     tokens,
     score_scale,
@@ -126,10 +127,20 @@ def _own_tiles(
     BLOCK_DIM: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Attend to the chunk's own keys [first, stop); not MASKED where every row sees them all."""
+    """Attend to the chunk's own keys [first, skip_from) and [skip_to, end_token).
+
+    Not MASKED: to [first, skip_from), each of which every row sees.
+    """
     dims = tl.arange(0, BLOCK_DIM)
     is_dim = dims < HEAD_DIM
-    for tile in range(first, stop, BLOCK_N):
+    left = tl.cdiv(skip_from - first, BLOCK_N)
+    num_tiles = left
+    if MASKED:
+        num_tiles += tl.cdiv(end_token - skip_to, BLOCK_N)
+    for index in range(num_tiles):
+        tile = first + index * BLOCK_N
+        if MASKED:  # both ends in one loop: each loop fills the pipeline of loads anew
+            tile = tl.where(index < left, tile, skip_to + (index - left) * BLOCK_N)
         keys = tile + tl.arange(0, BLOCK_N)
         offsets = keys.to(tl.int64) * stride_qkv_row
         k_ptrs = k_row + offsets[None, :] + dims[:, None]
@@ -157,7 +168,8 @@ def _past_tiles(
     k_cache_ptr,
     v_cache_ptr,
     first,
-    stop,
+    skip_from,
+    skip_to,
     start,
     tokens,
     capacity,
@@ -174,10 +186,20 @@ def _past_tiles(
     BLOCK_DIM: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Attend to past positions [first, stop), in slot p % capacity; MASKED as in `_own_tiles`."""
+    """Attend to past positions [first, skip_from) and [skip_to, start), as `_own_tiles` does.
+
+    Position p lies in slot p % capacity.
+    """
     dims = tl.arange(0, BLOCK_DIM)
     is_dim = dims < HEAD_DIM
-    for tile in range(first, stop, BLOCK_N):
+    left = tl.cdiv(skip_from - first, BLOCK_N)
+    num_tiles = left
+    if MASKED:
+        num_tiles += tl.cdiv(start - skip_to, BLOCK_N)
+    for index in range(num_tiles):
+        tile = first + index * BLOCK_N
+        if MASKED:
+            tile = tl.where(index < left, tile, skip_to + (index - left) * BLOCK_N)
         positions = tile + tl.arange(0, BLOCK_N)
         offsets = (positions % capacity).to(tl.int64) * HEAD_DIM
         k_ptrs = k_cache_ptr + offsets[None, :] + dims[:, None]
@@ -258,45 +280,35 @@ def _prefill_attention_kernel(
         cache_offset = kv_head * capacity * HEAD_DIM
         k_past = k_cache_ptr + cache_offset
         v_past = v_cache_ptr + cache_offset
-        if WINDOW:
-            maximum, total, acc = _past_tiles(
-                q, k_past, v_past, first_past, first_full, start, tokens, capacity,
-                score_scale, softcap_scale, window, maximum, total, acc,
-                HEAD_DIM, WINDOW, SOFTCAP, BLOCK_N, BLOCK_DIM, True,
-            )  # fmt: skip
         maximum, total, acc = _past_tiles(
-            q, k_past, v_past, first_full, stop_full, start, tokens, capacity,
-            score_scale, softcap_scale, window, maximum, total, acc,
-            HEAD_DIM, WINDOW, SOFTCAP, BLOCK_N, BLOCK_DIM, False,
-        )  # fmt: skip
-        maximum, total, acc = _past_tiles(
-            q, k_past, v_past, stop_full, start, start, tokens, capacity,
+            q, k_past, v_past, first_past, first_full, stop_full, start, tokens, capacity,
             score_scale, softcap_scale, window, maximum, total, acc,
             HEAD_DIM, WINDOW, SOFTCAP, BLOCK_N, BLOCK_DIM, True,
+        )  # fmt: skip
+        maximum, total, acc = _past_tiles(
+            q, k_past, v_past, first_full, stop_full, stop_full, start, tokens, capacity,
+            score_scale, softcap_scale, window, maximum, total, acc,
+            HEAD_DIM, WINDOW, SOFTCAP, BLOCK_N, BLOCK_DIM, False,
         )  # fmt: skip
 
     k_row = qkv_ptr + (NUM_HEADS + kv_head) * HEAD_DIM
     v_row = k_row + NUM_KV_HEADS * HEAD_DIM
+    first_own = 0
     first_full = 0
     if WINDOW:
         first_own = tl.maximum(first_token - window + 1, 0) // BLOCK_N * BLOCK_N
         oldest = tl.maximum(end_token - window, 0)
         first_full = tl.minimum(tl.cdiv(oldest, BLOCK_N) * BLOCK_N, end_token)
-        maximum, total, acc = _own_tiles(
-            q, k_row, v_row, stride_qkv_row, first_own, first_full, end_token, tokens,
-            score_scale, softcap_scale, window, maximum, total, acc,
-            HEAD_DIM, WINDOW, SOFTCAP, BLOCK_N, BLOCK_DIM, True,
-        )  # fmt: skip
     stop_full = tl.maximum((first_token + 1) // BLOCK_N * BLOCK_N, first_full)
     maximum, total, acc = _own_tiles(
-        q, k_row, v_row, stride_qkv_row, first_full, stop_full, end_token, tokens,
-        score_scale, softcap_scale, window, maximum, total, acc,
-        HEAD_DIM, WINDOW, SOFTCAP, BLOCK_N, BLOCK_DIM, False,
-    )  # fmt: skip
-    maximum, total, acc = _own_tiles(
-        q, k_row, v_row, stride_qkv_row, stop_full, end_token, end_token, tokens,
+        q, k_row, v_row, stride_qkv_row, first_own, first_full, stop_full, end_token, tokens,
         score_scale, softcap_scale, window, maximum, total, acc,
         HEAD_DIM, WINDOW, SOFTCAP, BLOCK_N, BLOCK_DIM, True,
+    )  # fmt: skip
+    maximum, total, acc = _own_tiles(
+        q, k_row, v_row, stride_qkv_row, first_full, stop_full, stop_full, end_token, tokens,
+        score_scale, softcap_scale, window, maximum, total, acc,
+        HEAD_DIM, WINDOW, SOFTCAP, BLOCK_N, BLOCK_DIM, False,
     )  # fmt: skip
 
     y = acc / total[:, None]  # a stored row has total > 0: it sees itself
@@ -334,6 +346,8 @@ def prefill_attention(
     if window is not None and window < 1:
         raise ValueError(f"{name}: window is {window}; a token sees at least itself")
     num_tokens = qkv.shape[0]
+    if is_fresh and window is not None and num_tokens <= window:
+        window = None  # it hides nothing
     y = torch.empty((num_tokens, num_heads * head_dim), dtype=qkv.dtype, device=qkv.device)
     num_rows = num_tokens * (num_heads // num_kv_heads)
     block_m, block_n, num_warps, num_stages = tile_sizes(

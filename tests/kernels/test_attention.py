@@ -175,6 +175,19 @@ def test_a_fresh_prompt_reads_nothing_of_the_cache(device):
 
 
 @pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("window", [19, 20, 21])
+def test_a_fresh_prompt_within_the_window_is_as_without_one(window, device):
+    tokens = random_chunk(20, HEADS, device)
+    empty = cache_holding(tokens[:0], 8, HEADS)
+    layout = {"softmax_scale": 32**-0.5, "is_fresh": True}
+
+    y = prefill_attention(tokens, *empty, at(0, device), **HEADS, **layout, window=window)
+
+    without = prefill_attention(tokens, *empty, at(0, device), **HEADS, **layout)
+    assert torch.equal(y, without) == (window >= 20)
+
+
+@pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("start", [0, 6, 9, 25])
 def test_a_ring_equals_a_full_cache_with_a_window(start, device):
     tokens = random_chunk(start + 13, HEADS, device)
