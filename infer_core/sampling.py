@@ -156,7 +156,7 @@ class Sampler:
         return token
 
 
-_HEAD_BYTES = 64  # 5 float64 values, 2 int64 counters (top_k, draws used), padding
+_HEAD_BYTES = 64  # 5 float64 values, padding, 2 int64 counters (top_k, draws used)
 
 
 def _views(data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,7 +164,7 @@ def _views(data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (
         # float64, for transformers holds Python floats: 1 - top_p must round once
         data[:40].view(torch.float64),
-        data[40:56].view(torch.int64),
+        data[48:64].view(torch.int64),
         data[_HEAD_BYTES:].view(torch.float32),
     )
 

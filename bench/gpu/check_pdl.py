@@ -6,7 +6,8 @@ it. Every id must agree. A kernel that reads too early shows up as a token that 
 
     python bench/gpu/check_pdl.py [--model NAME ...] [--steps 5000]
 
-Needs an NVIDIA GPU of compute capability >= 9.0. Prints one line a model and kind, exits 1 on a difference.
+Needs an NVIDIA GPU of compute capability >= 9.0. Prints one line a model and kind, exits 1 on a
+difference.
 """
 
 import argparse
@@ -45,7 +46,8 @@ def generate(engine: Engine, prompt: list[int], steps: int, sampling: SamplingPa
 def check(name: str, steps: int) -> bool:
     """Compare the runs of one model, kind by kind."""
     engine = Engine.load(name, device="cuda", weights="dummy")
-    return all([check_kind(engine, name, kind, steps) for kind in KINDS])
+    same = [check_kind(engine, name, kind, steps) for kind in KINDS]
+    return all(same)
 
 
 def check_kind(engine: Engine, name: str, kind: str, steps: int) -> bool:
@@ -70,9 +72,9 @@ def check_kind(engine: Engine, name: str, kind: str, steps: int) -> bool:
         None,
     )
     where = "" if same else f", first difference at {first}"
-    print(
-        f"{'ok  ' if same else 'FAIL'} {name} {kind}: {steps} steps, {len(set(early))} distinct ids{where}"
-    )
+    distinct = len(set(early))
+    verdict = "ok  " if same else "FAIL"
+    print(f"{verdict} {name} {kind}: {steps} steps, {distinct} distinct ids{where}")
     return same
 
 

@@ -208,7 +208,8 @@ def _weigh(
     return tl.sum(above), tl.sum(drawable), tl.sum(ties), tl.max(tie_mass)
 
 
-@triton.jit
+# Triton 3.6 fails to compile it for a vocabulary that is the constant 1.
+@triton.jit(do_not_specialize=["vocab_size"])
 def _pick_kernel(
     values_ptr,
     counters_ptr,

@@ -197,7 +197,7 @@ def test_draws_follow_the_probabilities_of_transformers(device):
 @pytest.mark.parametrize("name", EITHER)
 def test_a_hundred_thousand_draws_follow_the_probabilities_of_transformers(name, device):
     params = EITHER[name]
-    if params.top_p and params.top_p < 0.5:
+    if params.top_k == 1 or params.top_p == 1e-9 or params.min_p == 1.0:
         pytest.skip("one token is left to draw")
     check_draws(params, 1000, 100_000, device, spread=0.15)
 
