@@ -4,8 +4,8 @@
     [penalty + maxima] -> (7 search rounds for each of top-k and top-p) -> chunks -> draw
     [penalty + maxima] -> argmax                                    greedy
 
-The LM head of a step leaves the maxima of its logits, so that without a penalty the first kernel
-runs only for the logits of a prompt. The last kernel appends the token and embeds it.
+The LM head leaves the maxima of its logits; a penalty changes them, hence the first kernel. The last
+one appends the token and embeds it.
 """
 
 import torch
@@ -38,12 +38,12 @@ class FusedSampling:
         logits: Tensor,
         output: NextInput,
         *,
-        candidates: tuple[Tensor, Tensor] | None = None,
+        candidates: tuple[Tensor, Tensor],
         pdl: bool = False,
     ) -> None:
         """Enqueue the pick over `logits` float32 [vocab_size], which stay as they are.
 
-        `candidates`: the largest logit of each of some groups, and its token, if they are known.
+        `candidates`: the largest logit of each of the LM head's programs, and its token.
         """
         state = self._state
         if kind.penalty:
@@ -54,9 +54,6 @@ class FusedSampling:
             logits, candidates = self._penalised, self._maxima
         else:
             state = state._replace(seen=None)
-        if candidates is None:
-            group_maxima(logits, *self._maxima, pdl=pdl)
-            candidates = self._maxima
         if kind.greedy:
             pick_embed(output, candidates=candidates, seen=state.seen, pdl=pdl)
             return

@@ -3,10 +3,9 @@
     python bench/gpu/time_sampling.py [--model NAME ...] [--steps 200]
 
 For every installed reference model, dummy weights of the published shape, one captured graph a
-kind: microseconds a step (median of 5 runs of 24 steps), what that is of greedy's tokens a second,
-and the pick alone, as it follows a prompt. Then `--steps` steps, twice: the same seed must give the
-same tokens, and the plain-torch sampler the same tokens for the same logits. Needs an NVIDIA GPU;
-exits 1 if a check fails.
+kind: microseconds a step (median of 5 runs of 24 steps), and what that is of greedy's tokens a
+second. Then `--steps` steps, twice: the same seed must give the same tokens, and the plain-torch
+sampler the same tokens for the same logits. Needs an NVIDIA GPU; exits 1 if a check fails.
 """
 
 import argparse
@@ -58,7 +57,6 @@ class Steps:
             max_context=CONTEXT,
             sampler=self.sampler.state,
         )
-        self.prompt_logits = torch.randn(self.vocab_size, device=device)
 
     def new_sampler(self) -> Sampler:
         """A sampler as an engine of this context has it."""
@@ -137,14 +135,13 @@ def measure(name: str, num_steps: int, device: torch.device) -> int:
     for label, params in KINDS.items():
         kind = kind_of(params)
         step = steps.captured(params, partial(steps.chain.step, kind))
-        pick = steps.captured(params, partial(steps.chain.pick, steps.prompt_logits, kind))
-        step_us, pick_us = steps.time_us(params, step), steps.time_us(params, pick)
+        step_us = steps.time_us(params, step)
         greedy_us = greedy_us or step_us
         wrong = steps.check(params, step, num_steps)
         failed += bool(wrong)
         print(
             f"{name:14} {label:18} {step_us:7.1f} us a step, {step_us - greedy_us:+6.1f}, "
-            f"{greedy_us / step_us:6.1%} of greedy; pick after a prompt {pick_us:5.1f} us; "
+            f"{greedy_us / step_us:6.1%} of greedy; "
             f"{num_steps} steps {f'FAIL {wrong}' if wrong else 'ok'}",
             flush=True,
         )
