@@ -4,8 +4,8 @@
     [penalty + maxima] -> (7 search rounds for each of top-k and top-p) -> chunks -> draw
     [penalty + maxima] -> argmax                                    greedy
 
-The LM head leaves the maxima of its logits; a penalty changes them, hence the first kernel. The last
-one appends the token and embeds it.
+The LM head leaves the maxima of its logits; a penalty changes them, hence the first kernel. The
+last one appends the token and embeds it.
 """
 
 import torch
