@@ -47,7 +47,7 @@ GROUPS: dict[str, tuple[set[str], set[str]]] = {
         {"facts", "contract", "kernels"},
     ),
     "model": (
-        {"decoder", "decode_chain", "chain_tiles", "tuner"},
+        {"decoder", "decode_chain", "fused_sampling", "chain_tiles", "tuner"},
         {"facts", "contract", "kernels", "parts"},
     ),
     "text": (
