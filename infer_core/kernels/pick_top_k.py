@@ -34,6 +34,7 @@ from infer_core.kernels.sampling_parts import (
     draw_target,
     dropped_mass,
     dropped_ties,
+    from_ordered,
     least_mass,
     load_scaled,
     mass_shift,
@@ -95,7 +96,6 @@ def _list_kernel(
     top_k = tl.load(counters_ptr)
     slots = tl.arange(0, MAXIMA)
     maxima = load_scaled(maxima_ptr, slots, slots < num_maxima, values_ptr)
-    largest = tl.max(maxima, axis=0)
     keys = tl.where(slots < num_maxima, to_ordered(maxima), LOWEST)
 
     # A few rounds only: a bound that is a little low lists a token or two more.
@@ -119,7 +119,7 @@ def _list_kernel(
         places = first + tl.cumsum(listed.to(tl.int32), axis=0) - 1
         tl.store(keys_ptr + places, key, mask=listed)
         tl.store(tokens_ptr + places, tokens, mask=listed)
-        tl.store(masses_ptr + places, to_mass(x, largest, SHIFT), mask=listed)
+        tl.store(masses_ptr + places, to_mass(x, from_ordered(high), SHIFT), mask=listed)
 
 
 @triton.jit
