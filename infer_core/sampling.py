@@ -14,7 +14,9 @@ graph captured for one request serves every later request of the same `SamplingK
 specification; in the fused decode step kernels do the same (see `fused_sampling`).
 """
 
+import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -77,6 +79,7 @@ class Sampler:
         self._staging = torch.zeros(
             num_bytes, dtype=torch.uint8, pin_memory=self._data.device.type == "cuda"
         )
+        *_, self._staged_uniforms = _views(self._staging)
         self._values, self._counters, self._uniforms = _views(self._data)
         # 0-dim tensors, so that they leave the logits float32
         self._penalty, self._temperature, self._top_p, self._min_p, _ = self._values.unbind()
@@ -103,22 +106,22 @@ class Sampler:
             self._seen.zero_()
             self._seen.index_fill_(0, prompt, True)
         top_p = 1.0 if params.top_p is None else params.top_p
-        values, counters, uniforms = _views(self._staging)
-        values[:] = torch.tensor(
-            [
-                params.repetition_penalty,
-                min(max(params.temperature, MIN_TEMPERATURE), MAX_TEMPERATURE),
-                top_p,
-                0.0 if params.min_p is None else params.min_p,
-                _dropped_share(top_p),
-            ],
-            dtype=torch.float64,
-        )
         vocab_size = len(self._seen)
-        counters[0] = vocab_size if params.top_k is None else min(params.top_k, vocab_size)
-        counters[1] = 0
+        # packed on the host: an assignment to a tensor takes as long as all of this
+        head = struct.pack(
+            _HEAD,
+            params.repetition_penalty,
+            min(max(params.temperature, MIN_TEMPERATURE), MAX_TEMPERATURE),
+            top_p,
+            0.0 if params.min_p is None else params.min_p,
+            _dropped_share(top_p),
+            vocab_size if params.top_k is None else min(params.top_k, vocab_size),
+            0,
+        )
+        self._staging[:_HEAD_BYTES] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
         num_draws = 0 if self.kind.greedy else max_new_tokens
-        uniforms[:num_draws] = uniform_draws(params.seed, num_draws)
+        if num_draws:
+            self._staged_uniforms[:num_draws] = uniform_draws(params.seed, num_draws)
         used = slice(_HEAD_BYTES + 4 * num_draws)
         self._data[used].copy_(self._staging[used], non_blocking=True)
 
@@ -156,7 +159,8 @@ class Sampler:
         return token
 
 
-_HEAD_BYTES = 64  # 5 float64 values, padding, 2 int64 counters (top_k, draws used)
+_HEAD = "=5d8x2q"  # 5 float64 values, padding, 2 int64 counters (top_k, draws used)
+_HEAD_BYTES = struct.calcsize(_HEAD)
 
 
 def _views(data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,11 +168,12 @@ def _views(data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (
         # float64, for transformers holds Python floats: 1 - top_p must round once
         data[:40].view(torch.float64),
-        data[48:64].view(torch.int64),
+        data[48:_HEAD_BYTES].view(torch.int64),
         data[_HEAD_BYTES:].view(torch.float32),
     )
 
 
+@lru_cache(maxsize=16)
 def _dropped_share(top_p: float) -> float:
     """Share of the probability up to which a sum, rounded to float32, is at most 1 - top_p."""
     border = torch.tensor(1 - top_p, dtype=torch.float32)

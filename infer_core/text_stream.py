@@ -48,6 +48,8 @@ class TextStream:
     def close(self) -> None:
         """Give up an answer that was not read to its end, and what it holds of the model."""
         self._pieces.close()
+        # CPython 3.12 keeps the variables of a closed generator for as long as the generator
+        self._pieces = _nothing()
 
     @property
     def completion(self) -> Completion:
@@ -124,6 +126,10 @@ class TextStream:
             e2e_s=generation.e2e_s,
             warm_up_s=generation.warm_up_s,
         )
+
+
+def _nothing() -> Generator[str]:
+    yield from ()
 
 
 class _Logprobs:

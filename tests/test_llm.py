@@ -359,6 +359,20 @@ def test_closing_frees_the_weights_and_ends_service(folder, device):
     llm.close()
 
 
+def test_a_closed_stream_keeps_nothing_of_its_request(folder):
+    with LLM(folder, device="cpu") as llm:
+        stream = llm.stream(PROMPT, SHORT)
+        next(iter(stream))
+        request = weakref.ref(iter(stream))
+
+        stream.close()
+
+        assert request() is None  # a generator that is gone holds no session
+        assert list(stream) == []
+        with pytest.raises(RequestError, match="not complete"):
+            stream.read()
+
+
 @pytest.mark.gpu
 def test_closing_gives_the_gpu_memory_back(folder):
     def use():
