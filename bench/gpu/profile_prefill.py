@@ -39,7 +39,7 @@ def profile(name: str, num_tokens: int, engine: Engine) -> None:
         began = time.perf_counter()
         result = engine.generate(prompt, max_new_tokens=1, ignore_eos=True)
         ttft.append(1e3 * (time.perf_counter() - began))
-    session = engine._session(num_tokens + 1)
+    session = engine._latest
     graph = next(graph for key, (graph, _) in session._graphs.items() if key.rows)
     replay = median_ms(graph.replay)
     session.prefill(prompt, SamplingParams(), 1)

@@ -47,6 +47,14 @@ class Environment(Record):
     )
     git_revision: str | None
 
+    @property
+    def revision(self) -> str | None:
+        """The commit measured, short, and whether the working tree differed from it."""
+        if self.git_revision is None:
+            return None
+        commit, _, changes = self.git_revision.partition("+")
+        return f"revision {commit[:12]}{' and uncommitted changes' if changes else ''}"
+
 
 def read_environment(device: str) -> Environment:
     """Describe this machine; `device` says whether a GPU takes part."""

@@ -8,11 +8,10 @@ from infer_bench.tables import failure_lines, heading, report_tables
 def to_log_entry(report: Report, *, title: str) -> str:
     """Render as the log has its entries: `## date — title`, a table a metric, notes last."""
     device, *conditions = heading(report)
-    revision = report.environment.git_revision
-    versions = [f"torch {report.environment.torch}", f"triton {report.environment.triton}"]
-    if revision:
-        clean, _, changes = revision.partition("+")
-        versions.append(f"revision {clean[:12]}{' and uncommitted changes' if changes else ''}")
+    environment = report.environment
+    versions = [f"torch {environment.torch}", f"triton {environment.triton}"]
+    if environment.revision:
+        versions.append(environment.revision)
     parts = [
         f"## {report.created:%Y-%m-%d} — {title}\n",
         f"**Hardware**: {device.removeprefix('device: ')}\n",

@@ -73,8 +73,8 @@ def _title(report: Report) -> str:
 def _head(report: Report) -> str:
     environment = report.environment
     facts = [*heading(report), f"torch {environment.torch}, triton {environment.triton}"]
-    if environment.git_revision:
-        facts[-1] += f", revision {environment.git_revision[:12]}"
+    if environment.revision:
+        facts[-1] += f", {environment.revision}"
     when = f"{report.created:%Y-%m-%d %H:%M} UTC"
     state = "" if report.complete else ' <span class="bad">interrupted, incomplete</span>'
     items = "".join(f"<li>{escape(fact)}</li>" for fact in facts)
