@@ -18,6 +18,17 @@ def num_multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@cache
+def shared_memory_bytes(device: torch.device) -> int:
+    """Shared memory one program may take: 99 KiB of a consumer GPU, 227 of an H100 or H200."""
+    if device.type != "cuda":
+        return 227 * 1024
+    index = torch.cuda.current_device() if device.index is None else device.index
+    # where Triton looks before a launch
+    properties = triton.runtime.driver.active.utils.get_device_properties(index)
+    return int(properties["max_shared_mem"])
+
+
 def at_least_fp32(x: torch.Tensor) -> torch.Tensor:
     """Widen half precision to float32; float64, the truth of the tests, stays float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

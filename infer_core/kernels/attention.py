@@ -32,6 +32,7 @@ from infer_core.kernels._common import (
     check_heads,
     check_position,
     num_multiprocessors,
+    shared_memory_bytes,
     tanh,
 )
 
@@ -351,7 +352,12 @@ def prefill_attention(
     y = torch.empty((num_tokens, num_heads * head_dim), dtype=qkv.dtype, device=qkv.device)
     num_rows = num_tokens * (num_heads // num_kv_heads)
     block_m, block_n, num_warps, num_stages = tile_sizes(
-        num_rows, num_kv_heads, head_dim, qkv.dtype, num_multiprocessors(qkv.device)
+        num_rows,
+        num_kv_heads,
+        head_dim,
+        qkv.dtype,
+        num_multiprocessors(qkv.device),
+        shared_memory_bytes(qkv.device),
     )
     _prefill_attention_kernel[(triton.cdiv(num_rows, block_m), num_kv_heads)](
         qkv,
@@ -392,10 +398,16 @@ def score_scales(softmax_scale: float, logit_softcap: float | None) -> tuple[flo
 
 
 def tile_sizes(
-    num_rows: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, num_sms: int
+    num_rows: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    num_sms: int,
+    shared_bytes: int,
 ) -> tuple[int, int, int, int]:
     """(BLOCK_M, BLOCK_N, num_warps, num_stages) for `num_rows` rows of each kv head.
 
+    Where q and the tiles of K and V on their way do not fit `shared_bytes`, fewer of them are.
     Tried on an H100, 64 to 2,048 tokens, head_dim 64, 128 and 256, 20 to 36 tiles each: 64 rows a
     program, or fewer where most multiprocessors would have none.
     """
@@ -403,8 +415,13 @@ def tile_sizes(
         return (16, 16, 4, 1) if head_dim > 64 else (32, 32, 4, 1)
     if head_dim > 128:  # 32 rows would spill registers
         blocks = num_kv_heads * triton.cdiv(num_rows, 64)
-        return (64, 32, 4, 3) if 3 * blocks >= num_sms else (16, 64, 4, 2)
-    block_m = 64
-    while block_m > 16 and 2 * num_kv_heads * triton.cdiv(num_rows, block_m) < num_sms:
-        block_m //= 2
-    return block_m, 64, 4, 3 if block_m == 64 else 2
+        block_m, block_n, stages = (64, 32, 3) if 3 * blocks >= num_sms else (16, 64, 2)
+    else:
+        block_m = 64
+        while block_m > 16 and 2 * num_kv_heads * triton.cdiv(num_rows, block_m) < num_sms:
+            block_m //= 2
+        block_n, stages = 64, 3 if block_m == 64 else 2
+    row_bytes = max(16, triton.next_power_of_2(head_dim)) * dtype.itemsize
+    while stages > 1 and row_bytes * (block_m + 2 * stages * block_n) > shared_bytes:
+        stages -= 1
+    return block_m, block_n, 4, stages

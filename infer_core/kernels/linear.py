@@ -22,14 +22,14 @@ float32, and rows that are no multiple of 16 bytes; and the many-token products 
 measured to be as fast or faster: see `parts_tile`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from infer_core.kernels._common import check_rows, num_multiprocessors
+from infer_core.kernels._common import check_rows, num_multiprocessors, shared_memory_bytes
 from infer_core.kernels.chain_parts import activate
 from infer_core.kernels.gated_activation import activation as plain_activation
 from infer_core.kernels.gated_activation import (
@@ -204,6 +204,7 @@ def launch_linear(
     gated: bool = False,
 ) -> torch.Tensor:
     """Launch the kernel with a tile; returns [parts, num_tokens, columns], float32 if several."""
+    tile = fit_tile(tile, 2 if gated else 1, x.element_size(), shared_memory_bytes(x.device))
     num_tokens, width = x.shape
     columns = weight.shape[0] // 2 if gated else weight.shape[0]
     steps = triton.cdiv(width, tile.width)
@@ -252,6 +253,19 @@ def has_descriptors(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return x.dtype != torch.float32 and all(
         t.stride(0) * t.element_size() % 16 == 0 and t.data_ptr() % 16 == 0 for t in (x, weight)
     )
+
+
+def fit_tile(tile: LinearTile, num_weights: int, itemsize: int, limit: int) -> LinearTile:
+    """Load ahead less, or narrower pieces, until the buffers of `tile` fit `limit` bytes.
+
+    `num_weights`: tiles of the weight beside that of x, two of a gated one.
+    """
+    while itemsize * tile.stages * tile.width * (tile.tokens + num_weights * tile.rows) > limit:
+        if tile.stages > 2:
+            tile = replace(tile, stages=tile.stages - 1)
+        else:
+            tile = replace(tile, width=tile.width // 2)
+    return tile
 
 
 # Tried on an H100 (132 multiprocessors, triton 3.6), bf16, 64, 256 and 1,024 tokens, the four

@@ -18,8 +18,19 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from infer_core.kernels._common import num_multiprocessors, scale_by_norm_weight
-from infer_core.kernels.linear import LinearTile, check_linear, has_descriptors, linear, linear_ref
+from infer_core.kernels._common import (
+    num_multiprocessors,
+    scale_by_norm_weight,
+    shared_memory_bytes,
+)
+from infer_core.kernels.linear import (
+    LinearTile,
+    check_linear,
+    fit_tile,
+    has_descriptors,
+    linear,
+    linear_ref,
+)
 from infer_core.kernels.qk_norm_rope import check_qk_norm_rope, qk_norm_rope, qk_norm_rope_ref
 
 
@@ -260,6 +271,7 @@ def launch_qkv_linear(
     count: torch.Tensor | None,
 ) -> None:
     """Launch the kernel with a tile, into `qkv`."""
+    tile = fit_tile(tile, 1, x.element_size(), shared_memory_bytes(x.device))
     grid = (triton.cdiv(x.shape[0], tile.tokens), triton.cdiv(weight.shape[0], tile.rows))
     _qkv_linear_kernel[grid](
         TensorDescriptor.from_tensor(x, [tile.tokens, tile.width]),

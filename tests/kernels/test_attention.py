@@ -2,7 +2,11 @@ import pytest
 import torch
 
 from infer_core.kernels import attention
-from infer_core.kernels.attention import prefill_attention, prefill_attention_ref
+from infer_core.kernels.attention import (
+    prefill_attention,
+    prefill_attention_ref,
+    tile_sizes,
+)
 from infer_core.kernels.write_kv import write_kv
 
 
@@ -131,6 +135,19 @@ def test_the_tiles_used_in_earnest_agree_too(
     wide = with_abs_values(chunk.double(), heads), k_cache, v_cache.abs()
     of_abs = prefill_attention_ref(*wide, at(70, device), **heads, **layout)
     assert_as_accurate_as_eager(y, eager, truth, softmax_allowance(truth, of_abs))
+
+
+@pytest.mark.parametrize("limit", [227, 163, 99], ids=["h100", "a100", "consumer"])
+@pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
+@pytest.mark.parametrize("num_rows", [16, 300, 4096])
+def test_tiles_fit_the_shared_memory_of_a_gpu(num_rows, head_dim, limit):
+    block_m, block_n, _, stages = tile_sizes(
+        num_rows, 2, head_dim, torch.bfloat16, 132, limit * 1024
+    )
+
+    columns = 256 if head_dim == 256 else 128 if head_dim > 64 else 64
+    assert 2 * columns * (block_m + 2 * stages * block_n) <= limit * 1024
+    assert stages >= 1
 
 
 HEADS = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 32}

@@ -5,6 +5,7 @@ from infer_core.kernels import linear as linear_file
 from infer_core.kernels.linear import (
     LinearTile,
     activation_tile,
+    fit_tile,
     launch_linear,
     linear,
     linear_activation,
@@ -118,20 +119,24 @@ def test_what_descriptors_cannot_take_runs_all_the_same(device, monkeypatch):
     torch.testing.assert_close(y, expected)
 
 
+@pytest.mark.parametrize("limit", [227, 163, 99], ids=["h100", "a100", "consumer"])
 @pytest.mark.parametrize("width", [512, 1152, 8192])
 @pytest.mark.parametrize("num_rows", [1152, 2048, 8192])
 @pytest.mark.parametrize("num_tokens", [1, 64, 65, 256, 1024, 2048])
-def test_tiles_fit_the_shared_memory_of_a_multiprocessor(num_tokens, num_rows, width):
+def test_tiles_fit_the_shared_memory_of_a_gpu(num_tokens, num_rows, width, limit):
     tiles = [
         (linear_tile(num_tokens, num_rows, 132), 1),
         (parts_tile(num_tokens, num_rows, width, 132), 1),
         (activation_tile(num_tokens), 2),
     ]
-    for tile, weights in tiles:
+    for tile, num_weights in tiles:
         if tile is not None:
-            elements = (tile.tokens + weights * tile.rows) * tile.width
-            assert 2 * tile.stages * elements <= 227 * 1024
-            assert tile.parts * tile.width <= max(width, tile.width)
+            fitting = fit_tile(tile, num_weights, 2, limit * 1024)
+            elements = (tile.tokens + num_weights * tile.rows) * fitting.width
+            assert 2 * fitting.stages * elements <= limit * 1024
+            assert fitting.stages >= 2
+            assert fitting.width >= 32
+            assert fitting == tile or limit < 227
 
 
 @pytest.mark.parametrize(
