@@ -201,7 +201,8 @@ class Session:
         for start in range(keep, last, piece):
             self._start.fill_(start)
             tokens = self._sequence[start : start + piece]
-            self.decoder.forward(tokens, self.cache, self._start, is_prefill=True)
+            # only the last piece has a row whose logits anybody wants
+            self.decoder.hidden(tokens, Piece(self.cache, self._start, None, True, False))
         if key in self._graphs:
             self._replay(key)
         else:
