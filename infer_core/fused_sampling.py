@@ -11,7 +11,7 @@ last one appends the token and embeds it.
 import torch
 from torch import Tensor
 
-from infer_core.kernels.group_maxima import group_maxima, num_groups
+from infer_core.kernels.penalise_logits import num_groups, penalise_logits
 from infer_core.kernels.pick_embed import NextInput, pick_embed
 from infer_core.kernels.pick_sampled import SearchScratch, pick_sampled
 from infer_core.kernels.pick_top_k import TopKList, pick_top_k
@@ -47,9 +47,10 @@ class FusedSampling:
         """
         state = self._state
         if kind.penalty:
-            group_maxima(
-                logits, *self._maxima, penalised=self._penalised, seen=state.seen,
-                penalty=state.values[:1], pdl=pdl,
+            assert state.seen is not None, "a sampler's state has the tokens seen"
+            penalise_logits(
+                logits, self._penalised, *self._maxima,
+                seen=state.seen, penalty=state.values[:1], pdl=pdl,
             )  # fmt: skip
             logits, candidates = self._penalised, self._maxima
         else:

@@ -14,12 +14,6 @@ from infer_core.kernels.add_rms_norm import add_rms_norm, add_rms_norm_ref
 from infer_core.kernels.attention import prefill_attention, prefill_attention_ref
 from infer_core.kernels.decode_attention import decode_attention, decode_attention_ref
 from infer_core.kernels.embedding import embed, embed_ref
-from infer_core.kernels.gated_activation import (
-    activation,
-    activation_ref,
-    gated_activation,
-    gated_activation_ref,
-)
 from infer_core.kernels.linear import (
     linear,
     linear_activation,
@@ -50,8 +44,6 @@ class Ops:
     write_kv: Callable[..., None]
     prefill_attention: Callable[..., torch.Tensor]
     decode_attention: Callable[..., torch.Tensor]
-    gated_activation: Callable[..., torch.Tensor]
-    activation: Callable[..., torch.Tensor]
 
 
 TRITON = Ops(
@@ -67,8 +59,6 @@ TRITON = Ops(
     write_kv,
     prefill_attention,
     decode_attention,
-    gated_activation,
-    activation,
 )
 REFERENCE = Ops(
     "reference",
@@ -83,8 +73,6 @@ REFERENCE = Ops(
     write_kv_ref,
     prefill_attention_ref,
     decode_attention_ref,
-    gated_activation_ref,
-    activation_ref,
 )
 
 

@@ -56,8 +56,6 @@ ALLOCATIONS = Ops(
     write_kv=lambda *_, **__: None,
     prefill_attention=lambda qkv, *_, num_heads, head_dim, **__: rows_of(qkv, num_heads * head_dim),
     decode_attention=lambda qkv, *_, num_heads, head_dim, **__: rows_of(qkv, num_heads * head_dim),
-    gated_activation=lambda x, _: rows_of(x, x.shape[1] // 2),
-    activation=lambda x, _: rows_of(x),
 )
 
 

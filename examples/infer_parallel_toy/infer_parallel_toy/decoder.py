@@ -1,7 +1,6 @@
 """The decoder of the parallel toy, from the core's operations."""
 
 import torch
-import torch.nn.functional as F
 
 from infer_core import Decoder, Piece
 
@@ -16,8 +15,12 @@ class ParallelDecoder(Decoder):
             prefix = f"layers.{layer}."
             normed = ops.rms_norm(x, parameters[prefix + "attn_norm"], eps)
             attended = self.attention(layer, normed, piece)
-            wide = F.linear(normed, parameters[prefix + "gate_up"])
-            activated = ops.gated_activation(wide, self.spec.block.activation)
-            narrow = F.linear(activated, parameters[prefix + "mlp_out"])
+            inner = ops.linear_activation(
+                normed,
+                parameters[prefix + "gate_up"],
+                activation=self.spec.block.activation,
+                gated=True,
+            )
+            narrow = ops.linear(inner, parameters[prefix + "mlp_out"])
             x = x + parameters[prefix + "gate"] * (attended + narrow)
         return ops.rms_norm(x, parameters["final_norm"], eps)

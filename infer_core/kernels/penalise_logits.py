@@ -5,8 +5,7 @@
 
 One program a group. A group is made of short runs from all over the vocabulary: the likeliest
 tokens are often neighbours, and the list of `pick_top_k` stays short if they are in different
-groups. The LM head leaves such maxima too, of its own logits; this kernel is for logits that a
-penalty has still to change, and for those of a prompt.
+groups. The LM head leaves such maxima too, of logits that no penalty has changed.
 
 Shapes  logits, penalised float32 [vocab_size]; seen uint8 [vocab_size]; penalty float64 [1];
         best_value float32, best_index int32 [ceil(vocab_size / GROUP_SIZE)].
@@ -38,7 +37,7 @@ def group_maxima_ref(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @triton.jit
-def _group_maxima_kernel(
+def _penalise_logits_kernel(
     logits_ptr,
     seen_ptr,
     penalty_ptr,
@@ -48,7 +47,6 @@ def _group_maxima_kernel(
     vocab_size,
     GROUP: tl.constexpr,
     RUN_SIZE: tl.constexpr,
-    PENALTY: tl.constexpr,
     PDL: tl.constexpr,
 ):
     if PDL:
@@ -59,13 +57,12 @@ def _group_maxima_kernel(
     tokens = run * RUN_SIZE + place % RUN_SIZE
     inside = tokens < vocab_size
     logits = tl.load(logits_ptr + tokens, mask=inside, other=float("-inf"))
-    if PENALTY:
-        seen = tl.load(seen_ptr + tokens, mask=inside, other=0) != 0
-        penalty = tl.load(penalty_ptr).to(tl.float32)
-        # correctly rounded, as torch divides
-        penalised = tl.where(logits < 0, logits * penalty, tl.div_rn(logits, penalty))
-        logits = tl.where(seen, penalised, logits)
-        tl.store(penalised_ptr + tokens, logits, mask=inside)
+    seen = tl.load(seen_ptr + tokens, mask=inside, other=0) != 0
+    penalty = tl.load(penalty_ptr).to(tl.float32)
+    # correctly rounded, as torch divides
+    penalised = tl.where(logits < 0, logits * penalty, tl.div_rn(logits, penalty))
+    logits = tl.where(seen, penalised, logits)
+    tl.store(penalised_ptr + tokens, logits, mask=inside)
     logits = tl.where(logits == logits, logits, float("-inf"))  # NaN is never the largest
     best = tl.max(logits, axis=0)
     # where nothing is a number this is the group's first token: inside the vocabulary
@@ -79,42 +76,37 @@ def num_groups(vocab_size: int) -> int:
     return -(-vocab_size // GROUP_SIZE)
 
 
-def group_maxima(
+def penalise_logits(
     logits: torch.Tensor,
+    penalised: torch.Tensor,
     best_value: torch.Tensor,
     best_index: torch.Tensor,
     *,
-    penalised: torch.Tensor | None = None,
-    seen: torch.Tensor | None = None,
-    penalty: torch.Tensor | None = None,
+    seen: torch.Tensor,
+    penalty: torch.Tensor,
     pdl: bool = False,
 ) -> None:
-    """Launch one program a group, into `best_value`, `best_index` and, if given, `penalised`.
-
-    `penalised` (written), `seen` and `penalty` (read) switch the penalty on.
+    """Launch one program a group, into `penalised`, `best_value` and `best_index`.
 
     Raises:
         ValueError: a shape, dtype or stride differs from the docstring of this file.
     """
-    vocab_size, programs = logits.shape[0], num_groups(logits.shape[0])
-    check_vectors("group_maxima", torch.float32, vocab_size, logits=logits, penalised=penalised)
-    check_vectors("group_maxima", torch.uint8, vocab_size, seen=seen)
-    check_vectors("group_maxima", torch.float64, 1, penalty=penalty)
-    check_vectors("group_maxima", torch.float32, programs, best_value=best_value)
-    check_vectors("group_maxima", torch.int32, programs, best_index=best_index)
-    if (penalised is None) != (seen is None) or (penalised is None) != (penalty is None):
-        raise ValueError("group_maxima: penalised, seen and penalty go together: all or none")
-    _group_maxima_kernel[(programs,)](
+    name, vocab_size, programs = "penalise_logits", logits.shape[0], num_groups(logits.shape[0])
+    check_vectors(name, torch.float32, vocab_size, logits=logits, penalised=penalised)
+    check_vectors(name, torch.uint8, vocab_size, seen=seen)
+    check_vectors(name, torch.float64, 1, penalty=penalty)
+    check_vectors(name, torch.float32, programs, best_value=best_value)
+    check_vectors(name, torch.int32, programs, best_index=best_index)
+    _penalise_logits_kernel[(programs,)](
         logits,
-        logits if seen is None else seen,
-        logits if penalty is None else penalty,
-        logits if penalised is None else penalised,
+        seen,
+        penalty,
+        penalised,
         best_value,
         best_index,
         vocab_size,
         GROUP=GROUP_SIZE,
         RUN_SIZE=RUN,
-        PENALTY=penalised is not None,
         PDL=pdl,
         num_warps=2,
         launch_pdl=pdl,

@@ -2,17 +2,30 @@ import pytest
 import torch
 from sampling_cases import LOGITS, normal
 
-from infer_core.kernels.group_maxima import group_maxima, group_maxima_ref, num_groups
+from infer_core.kernels.penalise_logits import group_maxima_ref, num_groups, penalise_logits
 from infer_core.sampling import penalise_repetition
 
 
-def maxima(logits, **options):
-    """The kernel's maxima, as pairs of the largest and its token."""
+def run(logits, seen, penalty):
+    """The penalised logits, and the kernel's maxima as pairs of the largest and its token."""
     size = num_groups(len(logits))
     value = torch.full((size,), float("nan"), device=logits.device)
     index = torch.full((size,), -1, dtype=torch.int32, device=logits.device)
-    group_maxima(logits, value, index, **options)
-    return list(zip(value.tolist(), index.tolist(), strict=True))
+    penalised = torch.full_like(logits, float("nan"))
+    penalise_logits(
+        logits,
+        penalised,
+        value,
+        index,
+        seen=seen.view(torch.uint8),
+        penalty=torch.tensor([penalty], dtype=torch.float64, device=logits.device),
+    )
+    return penalised, list(zip(value.tolist(), index.tolist(), strict=True))
+
+
+def maxima(logits):
+    """The maxima of logits that no penalty changes."""
+    return run(logits, torch.zeros_like(logits, dtype=torch.bool), 1.1)[1]
 
 
 def expected(logits):
@@ -37,12 +50,10 @@ def test_every_group_leaves_its_largest_logit_and_its_first_token(logits, device
 def test_the_penalty_is_that_of_the_reference(logits, penalty, device):
     logits = logits.to(device)
     seen = torch.arange(len(logits), device=device) % 3 == 0
-    penalised = torch.full_like(logits, float("nan"))
-    value = torch.tensor([penalty], dtype=torch.float64, device=device)
 
-    found = maxima(logits, penalised=penalised, seen=seen.view(torch.uint8), penalty=value)
+    penalised, found = run(logits, seen, penalty)
 
-    wanted = penalise_repetition(logits, seen, value[0])
+    wanted = penalise_repetition(logits, seen, torch.tensor(penalty, dtype=torch.float64))
     torch.testing.assert_close(penalised, wanted, rtol=0, atol=0)
     assert found == expected(wanted)
 
@@ -58,7 +69,7 @@ def test_a_nan_is_never_the_largest(device):
     ]
 
 
-def test_a_penalty_needs_the_tokens_seen(device):
+def test_what_does_not_fit_is_refused(device):
     logits = normal(5).to(device)
-    with pytest.raises(ValueError, match="penalised, seen and penalty go together"):
-        maxima(logits, penalised=torch.zeros_like(logits))
+    with pytest.raises(ValueError, match=r"penalise_logits: seen must be contiguous \[5\]"):
+        run(logits, torch.zeros(4, dtype=torch.bool, device=device), 1.1)
