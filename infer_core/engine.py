@@ -97,9 +97,10 @@ class Engine:
     ) -> Self:
         """Load a checkpoint folder, or a reference model with seeded random weights.
 
-        `device` defaults to the GPU when there is one; `dtype` to the checkpoint's on a GPU and
-        to float32 on a CPU. `weights="dummy"` fills a checkpoint's architecture with random
-        weights without reading its tensors.
+        `device` defaults to the GPU when there is one, and "cuda:N" becomes the current GPU of
+        this process; `dtype` defaults to the checkpoint's on a GPU and to float32 on a CPU.
+        `weights="dummy"` fills a checkpoint's architecture with random weights without reading its
+        tensors.
 
         Raises:
             ModelNotFound, ConfigError, UnknownArchitecture, PluginError, WeightError: as the
@@ -120,6 +121,9 @@ class Engine:
             prefill_chunk=PREFILL_CHUNK,
         )
         claim.check()
+        if torch.device(device).index is not None:
+            # streams, graphs and kernels go to the current GPU, one a process
+            torch.cuda.set_device(device)
         try:
             if weights == "dummy" or model.checkpoint is None:
                 parameters = dummy_weights(model.spec, device=device, dtype=torch_dtype, seed=seed)

@@ -209,3 +209,17 @@ def test_a_request_whose_buffers_were_taken_over_does_not_go_on(meanwhile):
 
     with pytest.raises(RequestError, match="this answer cannot go on"):
         next(steps)
+
+
+def test_a_gpu_asked_for_by_number_becomes_the_current_one(monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def set_device(device):
+        raise Asked(device)
+
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    monkeypatch.setattr("infer_core.memory_claim.free_bytes", lambda device: None)
+
+    with pytest.raises(Asked, match="cuda:1"):
+        Engine.load("llama-3.2-1b", device="cuda:1", weights="dummy")
