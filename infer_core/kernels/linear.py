@@ -14,12 +14,12 @@ Shapes  x [num_tokens, width]; weight [num_rows, width] (gated: gate rows, then 
 Dtypes  x, weight, bias and y share one of float32, float16, bfloat16. Sums are float32, the
         activation too, and y is rounded once; several parts are float32, a single one may be of
         x's dtype.
-Bound   memory, moves weight.nbytes, up to about 150 tokens on an H200; compute beyond,
-        2 * num_tokens * num_rows * width FLOPs.
+Bound   memory for few tokens, moves weight.nbytes; compute for many, 2 * num_tokens * num_rows *
+        width FLOPs. In half precision that is num_tokens FLOPs a byte of the weight.
 
 Tiles come through tensor descriptors (TMA where the GPU has it). cuBLAS takes what they cannot:
 float32, and rows that are no multiple of 16 bytes; and the many-token products at which it was
-measured to be as fast or faster: see `parts_tile`.
+measured to be as fast or faster: see `linear_tile` and `parts_tile`.
 """
 
 from dataclasses import dataclass, replace
@@ -87,7 +87,6 @@ def _linear_kernel(
     y_ptr,
     num_tokens,
     num_rows,
-    WIDTH: tl.constexpr,
     PART_WIDTH: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -220,7 +219,6 @@ def launch_linear(
         y,
         num_tokens,
         columns,
-        WIDTH=width,
         PART_WIDTH=part_steps * tile.width,
         BLOCK_TOKENS=tile.tokens,
         BLOCK_ROWS=tile.rows,

@@ -222,7 +222,7 @@ def qkv_linear(
     tile = heads_tile(
         x.shape[0], weight.shape[0], head_dim, 2 * cos.shape[-1], num_multiprocessors(x.device)
     )
-    rest: dict[str, Any] = {
+    heads: dict[str, Any] = {
         "num_heads": num_heads,
         "num_kv_heads": num_kv_heads,
         "head_dim": head_dim,
@@ -232,45 +232,13 @@ def qkv_linear(
         "v_cache": v_cache,
         "count": count,
     }
-    norm: dict[str, Any] = {
-        "eps": eps,
-        "weight_offset": weight_offset,
-        "weight_in_fp32": weight_in_fp32,
-    }
     if tile is None or not has_descriptors(x, weight):
         qkv = linear(x, weight, bias)
-        qk_norm_rope(qkv, cos, sin, start, **rest, **norm)
+        norm: dict[str, Any] = {"weight_offset": weight_offset, "weight_in_fp32": weight_in_fp32}
+        qk_norm_rope(qkv, cos, sin, start, **heads, eps=eps, **norm)
         return qkv
     qkv = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
-    capacity = check_qk_norm_rope(name, qkv, cos, sin, start, **rest)
-    launch_qkv_linear(x, weight, bias, cos, sin, start, qkv, tile, capacity, **rest, **norm)
-    return qkv
-
-
-def launch_qkv_linear(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    start: torch.Tensor,
-    qkv: torch.Tensor,
-    tile: LinearTile,
-    capacity: int,
-    *,
-    num_heads: int,
-    num_kv_heads: int,
-    head_dim: int,
-    q_weight: torch.Tensor | None,
-    k_weight: torch.Tensor | None,
-    eps: float,
-    weight_offset: float,
-    weight_in_fp32: bool,
-    k_cache: torch.Tensor | None,
-    v_cache: torch.Tensor | None,
-    count: torch.Tensor | None,
-) -> None:
-    """Launch the kernel with a tile, into `qkv`."""
+    capacity = check_qk_norm_rope(name, qkv, cos, sin, start, **heads)
     tile = fit_tile(tile, 1, x.element_size(), shared_memory_bytes(x.device))
     grid = (triton.cdiv(x.shape[0], tile.tokens), triton.cdiv(weight.shape[0], tile.rows))
     _qkv_linear_kernel[grid](
@@ -305,6 +273,7 @@ def launch_qkv_linear(
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
+    return qkv
 
 
 def heads_tile(
