@@ -53,7 +53,9 @@ def test_the_penalty_is_that_of_the_reference(logits, penalty, device):
 
     penalised, found = run(logits, seen, penalty)
 
-    wanted = penalise_repetition(logits, seen, torch.tensor(penalty, dtype=torch.float64))
+    # on the device, as in use: by a number of the host torch multiplies with its reciprocal
+    factor = torch.tensor(penalty, dtype=torch.float64, device=device)
+    wanted = penalise_repetition(logits, seen, factor)
     torch.testing.assert_close(penalised, wanted, rtol=0, atol=0)
     assert found == expected(wanted)
 
