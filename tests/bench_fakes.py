@@ -59,6 +59,7 @@ class FakeEngine:
         self.spec = spec or toy_spec(max_context=4096)
         self.dtype = "torch.float32"
         self.plain_path = "scripted"
+        self.repeatable = True
         self.plain_tokens = lambda tokens: tokens
         self.kernels = "reference"
         self.unfused = False

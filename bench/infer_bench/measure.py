@@ -1,7 +1,7 @@
 """Measure the cells of one job, in this process; a failure is a row and never stops the others."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from infer_bench.metrics import Facts, summarise
 from infer_bench.parity import NUM_TOKENS, judge
 from infer_bench.report import LoadedModel, Parity, Row, Status, WarmUp
 from infer_bench.targets import describe
-from infer_bench.trials import Trials, why_invalid, why_unequal
+from infer_bench.trials import Trials, why_different, why_invalid, why_unequal
 from infer_core import OutOfMemory, SamplingParams
 
 if TYPE_CHECKING:
@@ -147,13 +147,17 @@ class _Cell:
 
         # a row is judged by the trials themselves before anything else is run
         greedy = case.sampling.greedy
-        agree = len({sample.tokens_sha256 for sample in trials.samples}) == 1
-        reason = why_invalid(trials.samples, case, trials_agree=agree)
+        plain = greedy and case.sampling.repetition_penalty == 1  # what the plain path computes
+        reason = why_invalid(trials.samples, case)
         parity = None
-        if reason is None:
+        if reason is None and greedy and not trials.agree:
+            if plain and not self.engine.repeatable:
+                parity = self._worst_parity(prompt, trials.tokens)
+            reason = why_different(trials.samples) if parity is None else why_unequal(parity)
+        elif reason is None:
             count = min(NUM_TOKENS, case.max_new_tokens)
-            tokens = trials.tokens
-            if not greedy or case.sampling.repetition_penalty != 1:
+            tokens = trials.tokens[-1]
+            if not plain:
                 tokens = run("greedy", sampling=SamplingParams(), max_new_tokens=count).tokens
             parity = self._check_parity(prompt, tokens[:count])
             reason = why_unequal(parity)
@@ -171,9 +175,11 @@ class _Cell:
             metrics=metrics,
             warm_up=warm_up,
             cold_start_s=cold_start_s,
-            greedy_tokens_sha256=trials.samples[0].tokens_sha256 if greedy and agree else None,
+            greedy_tokens_sha256=(
+                trials.samples[0].tokens_sha256 if greedy and trials.agree else None
+            ),
             parity=parity,
-            trials_agree=agree,
+            trials_agree=trials.agree,
             gpu=watch.activity,
             samples=tuple(trials.samples),
         )
@@ -213,6 +219,17 @@ class _Cell:
                 if enough or min(seconds) <= 0 or is_tight(seconds, within=TIGHT_WITHIN):
                     return
             trials.add(whole(f"trial {len(trials.samples) + 1}"))
+
+    def _worst_parity(self, prompt: list[int], answers: Sequence[list[int]]) -> Parity | None:
+        """Hold every token of several answers against the plain path; gives the worst verdict."""
+        worst = None
+        for tokens in answers:
+            parity = self._check_parity(prompt, tokens)
+            if parity is None:
+                return None
+            if worst is None or parity.largest_gap > worst.largest_gap:
+                worst = parity
+        return worst
 
     def _check_parity(self, prompt: list[int], tokens: list[int]) -> Parity | None:
         self.listener.doing(f"{self.job.label} on {self.job.engine}, plain path")

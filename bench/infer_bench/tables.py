@@ -224,7 +224,8 @@ def _interval(row: Row | None) -> str:
 def _tokens(row: Row | None) -> str:
     if row is None or row.parity is None:
         return "-"
-    return f"{row.parity.num_equal}/{row.parity.num_tokens}"
+    equal = f"{row.parity.num_equal}/{row.parity.num_tokens}"
+    return f"{equal}, trials differ" if row.trials_agree is False else equal
 
 
 def _range(least: int, most: int) -> str:

@@ -14,13 +14,18 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Trials:
-    """Samples so far, and the tokens of the latest."""
+    """Samples so far, and the tokens of each."""
 
     samples: list[Sample] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
+    tokens: list[list[int]] = field(default_factory=list)
+
+    @property
+    def agree(self) -> bool:
+        """Whether every trial gave the same tokens."""
+        return all(tokens == self.tokens[0] for tokens in self.tokens)
 
     def add(self, generation: "Generation") -> None:
-        self.tokens = generation.tokens
+        self.tokens.append(generation.tokens)
         self.samples.append(
             Sample(
                 num_tokens=len(generation.tokens),
@@ -35,7 +40,7 @@ class Trials:
         )
 
 
-def why_invalid(samples: Sequence[Sample], case: Case, *, trials_agree: bool) -> str | None:
+def why_invalid(samples: Sequence[Sample], case: Case) -> str | None:
     """Say why no number may be taken from these trials; None when all is well."""
     for number, sample in enumerate(samples, start=1):
         if sample.num_tokens != case.max_new_tokens:
@@ -53,13 +58,17 @@ def why_invalid(samples: Sequence[Sample], case: Case, *, trials_agree: bool) ->
             times.append(sample.decode_s)
         if min(times) <= 0:
             return f"trial {number} holds a time that is not above zero"
-    if case.sampling.greedy and not trials_agree:
-        prints = ", ".join(sample.tokens_sha256 for sample in samples)
-        return f"greedy trials gave different tokens (fingerprints {prints})"
     return None
 
 
+def why_different(samples: Sequence[Sample]) -> str:
+    """Say that greedy trials are no repeats of each other."""
+    prints = ", ".join(sample.tokens_sha256 for sample in samples)
+    return f"greedy trials gave different tokens (fingerprints {prints})"
+
+
 def why_unequal(parity: Parity | None) -> str | None:
+    """Say how far tokens are from those of the plain path; None when rounding explains it."""
     if parity is None or parity.agrees:
         return None
     return (

@@ -211,6 +211,39 @@ def test_greedy_trials_that_differ_make_the_row_invalid():
     assert len({sample.tokens_sha256 for sample in row.samples}) == 3
 
 
+def test_differing_trials_of_an_engine_that_promises_no_repeats_are_each_held_to_the_plain_path():
+    engine = FakeEngine(tokens=lambda call, n: [call] * n)
+    engine.repeatable = False
+
+    row = measure(FakeBackend({"toy": engine})).rows[0]
+
+    assert (row.status, row.trials_agree, row.greedy_tokens_sha256) == ("ok", False, None)
+    assert (row.parity.num_equal, row.parity.num_tokens) == (64, 64)  # all, not the first 32
+
+
+def test_one_wrong_token_in_any_of_differing_trials_makes_the_row_invalid():
+    engine = FakeEngine(tokens=lambda call, n: [call] * n)
+    engine.repeatable = False
+    second = 3  # after two warm-ups
+    engine.plain_tokens = lambda tokens: [*tokens[:-1], 9 if tokens[0] == second else tokens[-1]]
+
+    row = measure(FakeBackend({"toy": engine})).rows[0]
+
+    assert (row.status, row.metrics) == ("invalid", None)
+    assert "63 of the first 64 equal" in row.reason
+
+
+def test_differing_trials_are_invalid_where_nothing_can_judge_them():
+    engine = FakeEngine(tokens=lambda call, n: [call] * n)
+    engine.repeatable = False
+    engine.plain_logits = lambda prompt, tokens: None
+
+    row = measure(FakeBackend({"toy": engine})).rows[0]
+
+    assert row.status == "invalid"
+    assert "greedy trials gave different tokens" in row.reason
+
+
 def test_sampled_trials_that_differ_are_noted_and_stay_valid():
     engine = FakeEngine(tokens=lambda call, n: [call] * n)
 

@@ -57,6 +57,9 @@ class LoadedEngine(Protocol):
 
     # What `plain_logits` computes with, for the report.
     plain_path: str
+    # Whether a greedy request is promised the same tokens every time. Trials of an engine without
+    # that promise may differ, if its plain path finds every token of each right within rounding.
+    repeatable: bool
 
     def release(self) -> None:
         """Free caches of the case before; the weights stay."""

@@ -38,6 +38,7 @@ class LoadedInfer:
     """A loaded `infer_core.Engine`, and a second, plain one over the same weights."""
 
     plain_path = "no KV cache, no CUDA graph"
+    repeatable = True
 
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine

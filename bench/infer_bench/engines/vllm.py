@@ -65,6 +65,7 @@ class LoadedVllm:
     """A vLLM engine ready for one request at a time."""
 
     plain_path = "none"
+    repeatable = False
     kernels = "vllm"
 
     def __init__(self, llm: Any, *, dummy: bool, load_s: float) -> None:
