@@ -176,7 +176,8 @@ class Row(Record):
         "s", "start of the process to its first token; None if it had run before", default=None
     )
     greedy_tokens_sha256: str | None = Field(
-        default=None, description="fingerprint of the tokens of a greedy row"
+        default=None,
+        description="fingerprint of the tokens of a greedy row; None where trials differ",
     )
     parity: Parity | None = None
     trials_agree: bool | None = Field(default=None, description="every trial gave the same tokens")
