@@ -117,15 +117,14 @@ def _load(
 ) -> "LLM":
     """Load the model; one without tokenizer or chat template fails before weights are read."""
     from infer_core.device import pick_device
+    from infer_core.engine import find_model
     from infer_core.llm import LLM, load_chat_template
-    from infer_core.model_source import resolve_model
-    from infer_core.plugins import load_registry
     from infer_core.tokenizer import has_tokenizer, no_tokenizer
 
     if quiet:
         hide_progress()
     device = pick_device(device)
-    found = resolve_model(model, load_registry(), device=device, revision=revision)
+    found = find_model(model, device=device, dtype=dtype, revision=revision)
     load_chat_template(found.name, found.checkpoint, None)
     if not has_tokenizer(found.checkpoint):
         raise no_tokenizer(found.name, found.checkpoint)

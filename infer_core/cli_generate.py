@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,6 +28,9 @@ from infer_core.cli_options import (
     summary,
 )
 from infer_core.errors import RequestError
+
+if TYPE_CHECKING:
+    from infer_core.specs import DType
 
 
 def generate(
@@ -79,18 +82,18 @@ def generate(
         raise RequestError("the prompt is empty; give some text")
 
     from infer_core.device import pick_device
+    from infer_core.engine import find_model
     from infer_core.llm import LLM
-    from infer_core.model_source import resolve_model
-    from infer_core.plugins import load_registry
     from infer_core.tokenizer import has_tokenizer, no_tokenizer
 
     if quiet:
         hide_progress()
     device = pick_device(device)
-    found = resolve_model(model, load_registry(), device=device, revision=revision)
+    dtype_name: DType | None = dtype.value if dtype else None
+    found = find_model(model, device=device, dtype=dtype_name, revision=revision)
     if not has_tokenizer(found.checkpoint):  # said before the weights are read
         raise no_tokenizer(found.name, found.checkpoint)
-    with LLM(found, device=device, dtype=dtype.value if dtype else None) as llm:
+    with LLM(found, device=device, dtype=dtype_name) as llm:
         stream = llm.stream(text, params)
         for piece in stream:
             if not as_json:

@@ -110,16 +110,9 @@ class Engine:
         began = time.perf_counter()
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if isinstance(model, str):
-            model = resolve_model(model, registry or load_registry(), device=device)
-        default_dtype = "float32" if device == "cpu" else model.spec.shape.dtype
-        torch_dtype = getattr(torch, dtype or default_dtype)
-        claim = claim_of_model(
-            model.spec,
-            dtype or default_dtype,
-            torch.device(device),
-            context=1,  # the shortest request there is
-            prefill_chunk=PREFILL_CHUNK,
-        )
+            model = find_model(model, device=device, dtype=dtype, registry=registry)
+        torch_dtype = getattr(torch, dtype or _default_dtype(model.spec, device))
+        claim = _claim_to_load(model.spec, device, dtype)
         claim.check()
         if torch.device(device).index is not None:
             # streams, graphs and kernels go to the current GPU, one a process
@@ -437,6 +430,45 @@ class Engine:
         self.release()
         claim = self._claim(context_bucket(tokens, self.max_context), prompt)
         return claim.explain(error)
+
+
+def find_model(
+    model: str,
+    *,
+    device: str,
+    dtype: DType | None,
+    revision: str | None = None,
+    registry: PluginRegistry | None = None,
+) -> ResolvedModel:
+    """Resolve a model to load on `device`; one too large for the GPU is never downloaded.
+
+    Raises:
+        OutOfMemory: the weights of a hub model and a short request do not fit the GPU.
+        ModelNotFound, RequestError, HubError, WeightError, ConfigError, UnknownArchitecture,
+            PluginError: as for `resolve_model`.
+    """
+    return resolve_model(
+        model,
+        registry or load_registry(),
+        device=device,
+        revision=revision,
+        before_download=lambda spec: _claim_to_load(spec, device, dtype).check(),
+    )
+
+
+def _claim_to_load(spec: ModelSpec, device: str, dtype: DType | None) -> MemoryClaim:
+    """What a model takes with the shortest request there is."""
+    return claim_of_model(
+        spec,
+        dtype or _default_dtype(spec, device),
+        torch.device(device),
+        context=1,
+        prefill_chunk=PREFILL_CHUNK,
+    )
+
+
+def _default_dtype(spec: ModelSpec, device: str) -> DType:
+    return "float32" if device == "cpu" else spec.shape.dtype
 
 
 def _dtype_name(dtype: torch.dtype) -> DType:

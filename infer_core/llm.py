@@ -15,11 +15,10 @@ import torch
 from infer_core.chat_template import ChatTemplate
 from infer_core.completion import Completion
 from infer_core.device import pick_device
-from infer_core.engine import Engine
+from infer_core.engine import Engine, find_model
 from infer_core.errors import ChatTemplateError, RequestError
 from infer_core.generation_defaults import read_generation_defaults, with_generation_defaults
-from infer_core.model_source import ResolvedModel, resolve_model
-from infer_core.plugins import load_registry
+from infer_core.model_source import ResolvedModel
 from infer_core.sampling_params import SamplingParams
 from infer_core.specs import DType
 from infer_core.stop_tokens import stop_token_ids
@@ -57,7 +56,7 @@ class LLM:
     ) -> None:
         device = pick_device(device)
         if not isinstance(model, ResolvedModel):
-            model = resolve_model(str(model), load_registry(), device=device, revision=revision)
+            model = find_model(str(model), device=device, dtype=dtype, revision=revision)
         limit = model.spec.shape.max_context
         if max_context is not None and not 1 <= max_context <= limit:
             raise RequestError(

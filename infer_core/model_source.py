@@ -1,6 +1,6 @@
 """Turn what a command was given as its model into a spec and, where there is one, a checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,15 @@ def resolve_model(
     device: str,
     revision: str | None = None,
     weights: bool = True,
+    before_download: Callable[[ModelSpec], None] | None = None,
 ) -> ResolvedModel:
     """Find a checkpoint folder, an installed reference model, or a repository of the hub.
 
     A hub id (`org/name`; `revision` is a branch, tag or commit, by default main) is fetched into
-    the hub's cache: config.json first, and the rest only once a plugin serves it; with
-    `weights=False` not at all. On `device` "cpu" a reference model stands for its tiny
-    configuration: same architecture, sizes a CPU runs in seconds.
+    the hub's cache: config.json first, and the rest only once a plugin serves it and
+    `before_download` has raised nothing; with `weights=False` not at all. On `device` "cpu" a
+    reference model stands for its tiny configuration: same architecture, sizes a CPU runs in
+    seconds.
 
     Raises:
         ModelNotFound: none of the three; names the reference models that are installed.
@@ -70,6 +72,8 @@ def resolve_model(
     config = read_config(found.folder)
     spec = registry.resolve(config)  # before gigabytes are downloaded in vain
     if weights:
+        if before_download is not None:
+            before_download(spec)
         hub.fetch_files(found)
     label = model.partition("/")[2]
     return ResolvedModel(

@@ -36,6 +36,20 @@ else:
 """
 
 
+# The same for loading, on a GPU with 1,000 bytes.
+TINY_GPU = """
+import json
+import infer_core.memory_claim
+from infer_core import InferError
+from infer_core.engine import find_model
+infer_core.memory_claim.free_bytes = lambda device: 1000
+try:
+    find_model("toys/one", device="cpu", dtype=None)
+except InferError as error:
+    print(json.dumps({"error": type(error).__name__, "message": str(error)}))
+"""
+
+
 def as_json(document):
     return json.dumps(document).encode()
 
@@ -290,6 +304,16 @@ def test_too_little_disk_space_is_said_before_the_download(hub, resolve):
     )
 
     refused(resolve(), "HubError", "not enough disk space", "1000000000.00 GB", "HF_HOME")
+    assert hub.downloads("model.safetensors") == []
+
+
+def test_too_little_gpu_memory_is_said_before_the_download(hub, resolve):
+    hub.repositories["toys/one"] = Repository(checkpoint())
+
+    answer = resolve(command=(sys.executable, "-c", TINY_GPU))
+
+    refused(answer, "OutOfMemory", "ToyForCausalLM in float32", "are free", "weights")
+    assert hub.downloads("config.json") != []
     assert hub.downloads("model.safetensors") == []
 
 
