@@ -442,3 +442,9 @@ def test_the_benchmark_reports_the_commit(hub, resolve):
     assert (model["hub_id"], model["commit"]) == ("toys/one", COMMIT)
     assert row["loaded"]["tiny"] is False
     assert hub.downloads("model.safetensors") == []
+
+    command = [sys.executable, "-c", program, *f"{options} {sizes}".split()]
+    warned = resolve(command=command, endpoint="http://127.0.0.1:9")["stderr"]
+    lines = [line for line in warned.splitlines() if "cannot be reached" in line]
+    assert lines
+    assert all(line.startswith("infer-bench: warning: the hub at ") for line in lines)

@@ -5,6 +5,7 @@ it runs.
 """
 
 import signal
+import warnings
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -56,6 +57,7 @@ def main() -> None:
     """Run infer-bench."""
     # a run that is told to end keeps its finished rows, as after Ctrl-C
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    warnings.formatwarning = lambda message, *_: f"infer-bench: warning: {message}\n"
     make_app()()
 
 
