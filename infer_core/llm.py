@@ -43,6 +43,8 @@ class LLM:
     Raises:
         ModelNotFound, HubError, ConfigError, UnknownArchitecture, PluginError, WeightError,
         TokenizerError, RequestError: as the step that failed says.
+        OutOfMemory: the GPU has too little for the weights and a short request; weights of a hub
+            id were not fetched then.
     """
 
     def __init__(

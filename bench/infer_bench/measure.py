@@ -221,15 +221,13 @@ class _Cell:
             trials.add(whole(f"trial {len(trials.samples) + 1}"))
 
     def _worst_parity(self, prompt: list[int], answers: Sequence[list[int]]) -> Parity | None:
-        """Hold every token of several answers against the plain path; gives the worst verdict."""
-        worst = None
-        for tokens in answers:
-            parity = self._check_parity(prompt, tokens)
-            if parity is None:
-                return None
-            if worst is None or parity.largest_gap > worst.largest_gap:
-                worst = parity
-        return worst
+        """Hold every token of several answers against the plain path, if there is one.
+
+        Gives the worst verdict.
+        """
+        verdicts = [self._check_parity(prompt, tokens) for tokens in answers]
+        known = (verdict for verdict in verdicts if verdict is not None)
+        return max(known, key=lambda verdict: verdict.largest_gap, default=None)
 
     def _check_parity(self, prompt: list[int], tokens: list[int]) -> Parity | None:
         self.listener.doing(f"{self.job.label} on {self.job.engine}, plain path")

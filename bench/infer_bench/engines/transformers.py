@@ -72,7 +72,7 @@ class LoadedTransformers:
     """A transformers model ready to generate."""
 
     plain_path = "one pass over all tokens, no KV cache, not compiled"
-    repeatable = False  # in bf16 on an H100 the same request gives other tokens, compiled or not
+    repeatable = False  # in bf16 on an H100 the same request may give other tokens
 
     def __init__(self, network: Any, cache: str, *, dummy: bool, load_s: float) -> None:
         self._network = network
