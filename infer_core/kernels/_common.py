@@ -96,6 +96,24 @@ def check_heads(
     check_rows(kernel, "qkv", qkv, (num_heads + 2 * num_kv_heads) * head_dim)
 
 
+def has_tma(device: torch.device) -> bool:
+    """Whether tensor descriptors are copies by the GPU's own unit; the interpreter plays it.
+
+    Elsewhere Triton makes plain loads of them, which nothing overlaps and which spill registers.
+    """
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def has_descriptors(*tensors: torch.Tensor) -> bool:
+    """Whether tensor cores take the dtype and tensor descriptors the rows of all of them."""
+    return has_tma(tensors[0].device) and all(
+        t.dtype != torch.float32
+        and t.stride(0) * t.element_size() % 16 == 0
+        and t.data_ptr() % 16 == 0
+        for t in tensors
+    )
+
+
 @triton.jit
 def tanh(x):
     """Tanh of a float32 tensor to about two ulp; Triton has no portable one.

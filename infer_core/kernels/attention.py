@@ -15,26 +15,42 @@ Bound   compute: 4 * num_heads * head_dim FLOPs a pair of tokens that see each o
 Source  online softmax, arXiv:2205.14135; soft cap, arXiv:2408.00118.
 
 One program takes one kv head and BLOCK_M rows, a row being (token, query head of the group): the
-group shares each K and V tile. Tiles outside the window are never visited, and masks are computed
-only in those at its two ends. The grid follows from num_tokens alone, the length of the past is
-read on the device.
+group shares each K and V tile. Where that makes too few programs, several share the rows, each
+with all scores and its part of the value columns. Tiles outside the window are never visited, and
+masks are computed only in those at its two ends. The chunk's own tiles come through tensor
+descriptors where the GPU has TMA (compute capability >= 9.0) and the rows allow it. The grid
+follows from num_tokens alone, the length of the past is read on the device.
 """
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from infer_core.kernels._common import (
     at_least_fp32,
     check_cache,
     check_heads,
     check_position,
+    has_descriptors,
     num_multiprocessors,
     shared_memory_bytes,
     tanh,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTile:
+    """Rows and keys of a tile, and how many programs share the value columns of the rows."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+    value_parts: int = 1
 
 
 def prefill_attention_ref(
@@ -107,8 +123,12 @@ def softmax_update(scores, visible, v, maximum, total, acc, MASKED: tl.constexpr
 @triton.jit
 def _own_tiles(
     q,
-    k_row,
-    v_row,
+    qkv_ptr,
+    k_desc,
+    v_desc,
+    k_col,
+    v_col,
+    value_part,
     stride_qkv_row,
     first,
     skip_from,
@@ -126,6 +146,8 @@ def _own_tiles(
     SOFTCAP: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    BLOCK_VALUE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     MASKED: tl.constexpr,
 ):
     """Attend to the chunk's own keys [first, skip_from) and [skip_to, end_token).
@@ -134,6 +156,8 @@ def _own_tiles(
     """
     dims = tl.arange(0, BLOCK_DIM)
     is_dim = dims < HEAD_DIM
+    value_dims = value_part * BLOCK_VALUE + tl.arange(0, BLOCK_VALUE)
+    is_value = value_dims < HEAD_DIM
     left = tl.cdiv(skip_from - first, BLOCK_N)
     num_tiles = left
     if MASKED:
@@ -143,20 +167,21 @@ def _own_tiles(
         if MASKED:  # both ends in one loop: each loop fills the pipeline of loads anew
             tile = tl.where(index < left, tile, skip_to + (index - left) * BLOCK_N)
         keys = tile + tl.arange(0, BLOCK_N)
-        offsets = keys.to(tl.int64) * stride_qkv_row
-        k_ptrs = k_row + offsets[None, :] + dims[:, None]
-        v_ptrs = v_row + offsets[:, None] + dims[None, :]
-        if MASKED:
-            in_chunk = keys < end_token
+        in_chunk = keys < end_token
+        if DESCRIPTORS:  # what lies beyond end_token is finite and gets weight 0
+            k = k_desc.load([tile, k_col]).T
+            v = v_desc.load([tile, v_col + value_part * BLOCK_VALUE])
+        else:
+            row_ptrs = qkv_ptr + keys.to(tl.int64) * stride_qkv_row
+            k_ptrs = row_ptrs[None, :] + k_col + dims[:, None]
+            v_ptrs = row_ptrs[:, None] + v_col + value_dims[None, :]
             k = tl.load(k_ptrs, mask=in_chunk[None, :] & is_dim[:, None], other=0.0)
-            v = tl.load(v_ptrs, mask=in_chunk[:, None] & is_dim[None, :], other=0.0)
-            visible = in_chunk[None, :] & (keys[None, :] <= tokens[:, None])
+            v = tl.load(v_ptrs, mask=in_chunk[:, None] & is_value[None, :], other=0.0)
+        visible = in_chunk[None, :]
+        if MASKED:
+            visible = visible & (keys[None, :] <= tokens[:, None])
             if WINDOW:
                 visible = visible & (keys[None, :] > tokens[:, None] - window)
-        else:
-            k = tl.load(k_ptrs, mask=is_dim[:, None], other=0.0)
-            v = tl.load(v_ptrs, mask=is_dim[None, :], other=0.0)
-            visible = is_dim[None, :]
         products = tl.dot(q, k, input_precision="ieee")
         scores = softmax_scores(products, score_scale, softcap_scale, SOFTCAP)
         maximum, total, acc = softmax_update(scores, visible, v, maximum, total, acc, MASKED)
@@ -168,6 +193,7 @@ def _past_tiles(
     q,
     k_cache_ptr,
     v_cache_ptr,
+    value_part,
     first,
     skip_from,
     skip_to,
@@ -185,6 +211,7 @@ def _past_tiles(
     SOFTCAP: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    BLOCK_VALUE: tl.constexpr,
     MASKED: tl.constexpr,
 ):
     """Attend to past positions [first, skip_from) and [skip_to, start), as `_own_tiles` does.
@@ -193,6 +220,8 @@ def _past_tiles(
     """
     dims = tl.arange(0, BLOCK_DIM)
     is_dim = dims < HEAD_DIM
+    value_dims = value_part * BLOCK_VALUE + tl.arange(0, BLOCK_VALUE)
+    is_value = value_dims < HEAD_DIM
     left = tl.cdiv(skip_from - first, BLOCK_N)
     num_tiles = left
     if MASKED:
@@ -204,17 +233,17 @@ def _past_tiles(
         positions = tile + tl.arange(0, BLOCK_N)
         offsets = (positions % capacity).to(tl.int64) * HEAD_DIM
         k_ptrs = k_cache_ptr + offsets[None, :] + dims[:, None]
-        v_ptrs = v_cache_ptr + offsets[:, None] + dims[None, :]
+        v_ptrs = v_cache_ptr + offsets[:, None] + value_dims[None, :]
         if MASKED:
             in_past = positions < start
             k = tl.load(k_ptrs, mask=in_past[None, :] & is_dim[:, None], other=0.0)
-            v = tl.load(v_ptrs, mask=in_past[:, None] & is_dim[None, :], other=0.0)
+            v = tl.load(v_ptrs, mask=in_past[:, None] & is_value[None, :], other=0.0)
             visible = in_past[None, :]
             if WINDOW:
                 visible = visible & (positions[None, :] > start + tokens[:, None] - window)
         else:
             k = tl.load(k_ptrs, mask=is_dim[:, None], other=0.0)
-            v = tl.load(v_ptrs, mask=is_dim[None, :], other=0.0)
+            v = tl.load(v_ptrs, mask=is_value[None, :], other=0.0)
             visible = is_dim[None, :]
         products = tl.dot(q, k, input_precision="ieee")
         scores = softmax_scores(products, score_scale, softcap_scale, SOFTCAP)
@@ -226,6 +255,8 @@ def _past_tiles(
 @triton.jit(do_not_specialize=["num_tokens"])
 def _prefill_attention_kernel(
     qkv_ptr,
+    k_desc,
+    v_desc,
     k_cache_ptr,
     v_cache_ptr,
     start_ptr,
@@ -246,6 +277,8 @@ def _prefill_attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    BLOCK_VALUE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     kv_head = tl.program_id(1).to(tl.int64)
@@ -258,13 +291,15 @@ def _prefill_attention_kernel(
     is_dim = dims < HEAD_DIM
     q_mask = (tokens < num_tokens)[:, None] & is_dim[None, :]
     # column of the row's query head; token * stride in int64, or a long prompt overflows
-    q_cols = (kv_head * GROUP + rows % GROUP)[:, None] * HEAD_DIM + dims[None, :]
+    head_cols = (kv_head * GROUP + rows % GROUP)[:, None] * HEAD_DIM
     wide_tokens = tokens.to(tl.int64)[:, None]
-    q = tl.load(qkv_ptr + wide_tokens * stride_qkv_row + q_cols, mask=q_mask, other=0.0)
+    q_ptrs = qkv_ptr + wide_tokens * stride_qkv_row + head_cols + dims[None, :]
+    q = tl.load(q_ptrs, mask=q_mask, other=0.0)
+    value_part = tl.program_id(2)
 
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, BLOCK_DIM], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_VALUE], tl.float32)
     first_token = block * BLOCK_M // GROUP
     end_token = tl.minimum((block * BLOCK_M + BLOCK_M - 1) // GROUP + 1, num_tokens)
 
@@ -282,18 +317,18 @@ def _prefill_attention_kernel(
         k_past = k_cache_ptr + cache_offset
         v_past = v_cache_ptr + cache_offset
         maximum, total, acc = _past_tiles(
-            q, k_past, v_past, first_past, first_full, stop_full, start, tokens, capacity,
-            score_scale, softcap_scale, window, maximum, total, acc,
-            HEAD_DIM, WINDOW, SOFTCAP, BLOCK_N, BLOCK_DIM, True,
+            q, k_past, v_past, value_part, first_past, first_full, stop_full, start, tokens,
+            capacity, score_scale, softcap_scale, window, maximum, total, acc,
+            HEAD_DIM, WINDOW, SOFTCAP, BLOCK_N, BLOCK_DIM, BLOCK_VALUE, True,
         )  # fmt: skip
         maximum, total, acc = _past_tiles(
-            q, k_past, v_past, first_full, stop_full, stop_full, start, tokens, capacity,
-            score_scale, softcap_scale, window, maximum, total, acc,
-            HEAD_DIM, WINDOW, SOFTCAP, BLOCK_N, BLOCK_DIM, False,
+            q, k_past, v_past, value_part, first_full, stop_full, stop_full, start, tokens,
+            capacity, score_scale, softcap_scale, window, maximum, total, acc,
+            HEAD_DIM, WINDOW, SOFTCAP, BLOCK_N, BLOCK_DIM, BLOCK_VALUE, False,
         )  # fmt: skip
 
-    k_row = qkv_ptr + (NUM_HEADS + kv_head) * HEAD_DIM
-    v_row = k_row + NUM_KV_HEADS * HEAD_DIM
+    k_col = (NUM_HEADS + tl.program_id(1)) * HEAD_DIM
+    v_col = k_col + NUM_KV_HEADS * HEAD_DIM
     first_own = 0
     first_full = 0
     if WINDOW:
@@ -302,18 +337,23 @@ def _prefill_attention_kernel(
         first_full = tl.minimum(tl.cdiv(oldest, BLOCK_N) * BLOCK_N, end_token)
     stop_full = tl.maximum((first_token + 1) // BLOCK_N * BLOCK_N, first_full)
     maximum, total, acc = _own_tiles(
-        q, k_row, v_row, stride_qkv_row, first_own, first_full, stop_full, end_token, tokens,
+        q, qkv_ptr, k_desc, v_desc, k_col, v_col, value_part, stride_qkv_row,
+        first_own, first_full, stop_full, end_token, tokens,
         score_scale, softcap_scale, window, maximum, total, acc,
-        HEAD_DIM, WINDOW, SOFTCAP, BLOCK_N, BLOCK_DIM, True,
+        HEAD_DIM, WINDOW, SOFTCAP, BLOCK_N, BLOCK_DIM, BLOCK_VALUE, DESCRIPTORS, True,
     )  # fmt: skip
     maximum, total, acc = _own_tiles(
-        q, k_row, v_row, stride_qkv_row, first_full, stop_full, stop_full, end_token, tokens,
+        q, qkv_ptr, k_desc, v_desc, k_col, v_col, value_part, stride_qkv_row,
+        first_full, stop_full, stop_full, end_token, tokens,
         score_scale, softcap_scale, window, maximum, total, acc,
-        HEAD_DIM, WINDOW, SOFTCAP, BLOCK_N, BLOCK_DIM, False,
+        HEAD_DIM, WINDOW, SOFTCAP, BLOCK_N, BLOCK_DIM, BLOCK_VALUE, DESCRIPTORS, False,
     )  # fmt: skip
 
     y = acc / total[:, None]  # a stored row has total > 0: it sees itself
-    tl.store(y_ptr + wide_tokens * stride_y_row + q_cols, y.to(q.dtype), mask=q_mask)
+    value_dims = value_part * BLOCK_VALUE + tl.arange(0, BLOCK_VALUE)
+    y_ptrs = y_ptr + wide_tokens * stride_y_row + head_cols + value_dims[None, :]
+    y_mask = (tokens < num_tokens)[:, None] & (value_dims < HEAD_DIM)[None, :]
+    tl.store(y_ptrs, y.to(q.dtype), mask=y_mask)
 
 
 def prefill_attention(
@@ -351,7 +391,7 @@ def prefill_attention(
         window = None  # it hides nothing
     y = torch.empty((num_tokens, num_heads * head_dim), dtype=qkv.dtype, device=qkv.device)
     num_rows = num_tokens * (num_heads // num_kv_heads)
-    block_m, block_n, num_warps, num_stages = tile_sizes(
+    tile = attention_tile(
         num_rows,
         num_kv_heads,
         head_dim,
@@ -359,8 +399,19 @@ def prefill_attention(
         num_multiprocessors(qkv.device),
         shared_memory_bytes(qkv.device),
     )
-    _prefill_attention_kernel[(triton.cdiv(num_rows, block_m), num_kv_heads)](
+    block_dim = max(16, triton.next_power_of_2(head_dim))
+    block_value = max(16, block_dim // tile.value_parts)
+    descriptors = head_dim == block_dim and has_descriptors(qkv)
+    k_desc = v_desc = qkv
+    if descriptors:
+        k_desc = TensorDescriptor.from_tensor(qkv, [tile.keys, block_dim])
+        v_desc = TensorDescriptor.from_tensor(qkv, [tile.keys, block_value])
+    blocks = triton.cdiv(num_rows, tile.rows)
+    value_parts = triton.cdiv(head_dim, block_value)
+    _prefill_attention_kernel[(blocks, num_kv_heads, value_parts)](
         qkv,
+        k_desc,
+        v_desc,
         k_cache,
         v_cache,
         start,
@@ -377,11 +428,13 @@ def prefill_attention(
         WINDOW=window is not None,
         SOFTCAP=logit_softcap is not None,
         HAS_PAST=not is_fresh,
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
-        BLOCK_DIM=max(16, triton.next_power_of_2(head_dim)),
-        num_warps=num_warps,
-        num_stages=num_stages,
+        BLOCK_M=tile.rows,
+        BLOCK_N=tile.keys,
+        BLOCK_DIM=block_dim,
+        BLOCK_VALUE=block_value,
+        DESCRIPTORS=descriptors,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
     )
     return y
 
@@ -397,31 +450,41 @@ def score_scales(softmax_scale: float, logit_softcap: float | None) -> tuple[flo
     return softmax_scale / logit_softcap, logit_softcap * math.log2(math.e)
 
 
-def tile_sizes(
+def attention_tile(
     num_rows: int,
     num_kv_heads: int,
     head_dim: int,
     dtype: torch.dtype,
     num_sms: int,
     shared_bytes: int,
-) -> tuple[int, int, int, int]:
-    """(BLOCK_M, BLOCK_N, num_warps, num_stages) for `num_rows` rows of each kv head.
+) -> AttentionTile:
+    """Return the tile for `num_rows` rows of each kv head.
 
-    Where q and the tiles of K and V on their way do not fit `shared_bytes`, fewer of them are.
+    Where q and the tiles of K and V on their way do not fit `shared_bytes`, fewer or shorter ones
+    are.
     Tried on an H100, 64 to 2,048 tokens, head_dim 64, 128 and 256, 20 to 36 tiles each: 64 rows a
     program, or fewer where most multiprocessors would have none.
     """
     if dtype == torch.float32:  # no tensor cores: for checking results, not for speed
-        return (16, 16, 4, 1) if head_dim > 64 else (32, 32, 4, 1)
-    if head_dim > 128:  # 32 rows would spill registers
-        blocks = num_kv_heads * triton.cdiv(num_rows, 64)
-        block_m, block_n, stages = (64, 32, 3) if 3 * blocks >= num_sms else (16, 64, 2)
-    else:
-        block_m = 64
-        while block_m > 16 and 2 * num_kv_heads * triton.cdiv(num_rows, block_m) < num_sms:
-            block_m //= 2
-        block_n, stages = 64, 3 if block_m == 64 else 2
-    row_bytes = max(16, triton.next_power_of_2(head_dim)) * dtype.itemsize
-    while stages > 1 and row_bytes * (block_m + 2 * stages * block_n) > shared_bytes:
-        stages -= 1
-    return block_m, block_n, 4, stages
+        return AttentionTile(16, 16, 4, 1) if head_dim > 64 else AttentionTile(32, 32, 4, 1)
+    blocks = num_kv_heads * triton.cdiv(num_rows, 64)
+    if head_dim <= 128:
+        rows = 64
+        while rows > 16 and 2 * num_kv_heads * triton.cdiv(num_rows, rows) < num_sms:
+            rows //= 2
+        tile = AttentionTile(rows, 64, 4, 3 if rows == 64 else 2)
+    elif 3 * blocks < num_sms:
+        tile = AttentionTile(16, 128 if num_rows >= 1024 else 64, 4, 2, value_parts=2)
+    elif 2 * blocks <= num_sms:
+        tile = AttentionTile(64, 64, 4, 3, value_parts=2)
+    else:  # all 256 value columns: more keys at a time would spill registers
+        tile = AttentionTile(64, 32, 4, 3)
+    columns = max(16, triton.next_power_of_2(head_dim))
+    row_bytes = dtype.itemsize * columns
+    key_bytes = dtype.itemsize * (columns + columns // tile.value_parts)
+    while row_bytes * tile.rows + key_bytes * tile.stages * tile.keys > shared_bytes:
+        if tile.stages > 1:
+            tile = replace(tile, stages=tile.stages - 1)
+        else:
+            tile = replace(tile, keys=tile.keys // 2)
+    return tile

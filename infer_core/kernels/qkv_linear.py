@@ -19,6 +19,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from infer_core.kernels._common import (
+    has_descriptors,
     num_multiprocessors,
     scale_by_norm_weight,
     shared_memory_bytes,
@@ -27,7 +28,6 @@ from infer_core.kernels.linear import (
     LinearTile,
     check_linear,
     fit_tile,
-    has_descriptors,
     linear,
     linear_ref,
 )

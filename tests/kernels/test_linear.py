@@ -15,6 +15,7 @@ from infer_core.kernels.linear import (
     linear_ref,
     linear_tile,
     parts_tile,
+    whole_row_tiles,
 )
 
 SHAPES = [
@@ -86,6 +87,35 @@ def test_an_activation_in_the_epilogue_is_as_accurate_as_eager_torch(
     allowance = 2.26 * size * sum_allowance(x, weight, bias)
     eager = linear_activation_ref(x, weight, bias, **how)
     assert_as_accurate_as_eager(y, eager, truth, allowance)
+
+
+@pytest.mark.parametrize("gated", [True, False], ids=["gated", "not-gated"])
+@pytest.mark.parametrize("num_rows", [320, 310], ids=["whole-tiles", "ragged"])
+def test_tiles_cut_in_two_change_nothing(num_rows, gated, dtype, device, monkeypatch):
+    monkeypatch.setattr(linear_file, "num_multiprocessors", lambda device: 8)
+    x, weight, bias = operands(20, 64, num_rows, dtype, device)
+    how = {"activation": "silu", "gated": gated}
+    columns = num_rows // (2 if gated else 1)
+    row_tiles = -(-columns // 32)
+    assert whole_row_tiles(2, row_tiles, 8) < row_tiles
+
+    cut = launch_linear(x, weight, bias, LinearTile(16, 32, 32, 4, 3, halves=True), **how)
+
+    whole = launch_linear(x, weight, bias, LinearTile(16, 32, 32, 4, 3), **how)
+    torch.testing.assert_close(cut, whole)
+
+
+@pytest.mark.parametrize(
+    ("token_tiles", "row_tiles", "whole"),
+    [
+        pytest.param(8, 54, 49, id="a-quarter-of-a-round-is-left"),
+        pytest.param(8, 64, 64, id="a-round-nearly-full"),
+        pytest.param(2, 54, 54, id="less-than-a-round"),
+        pytest.param(4, 66, 66, id="two-rounds-exactly"),
+    ],
+)
+def test_tiles_are_cut_where_a_last_round_is_mostly_idle(token_tiles, row_tiles, whole):
+    assert whole_row_tiles(token_tiles, row_tiles, 132) == whole
 
 
 @pytest.mark.parametrize("num_tokens", [1, 64, 65, 200, 300])
