@@ -1,16 +1,22 @@
 """Finished rows on disk while a run goes on: one JSON a line, so that a run can be taken up again.
 
 The first line says what the run is. A line that a crash or a full disk cut short is ignored.
+A run locks its file, and the system unlocks it when the run's process ends, however it ends.
 """
 
+import fcntl
+import os
 import sys
+from dataclasses import dataclass, replace
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
 from typing import Self
 
 from pydantic import ValidationError
 
 from infer_bench.cases import Case
+from infer_bench.errors import UsageError
 from infer_bench.job import Machine
 from infer_bench.record import Record
 from infer_bench.report import SCHEMA_VERSION, Row, Settings
@@ -41,35 +47,54 @@ class Header(Record):
 
 
 class Journal:
-    """The file that rows are appended to; without a path nothing is kept."""
+    """The file that rows are appended to, locked until closed; without a path nothing is kept."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
+        self._file: FileIO | None = None
         self._full = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def start(self, header: Header) -> None:
         """Begin a file."""
-        self._write(f"{header.model_dump_json()}\n", "x")
+        self._write(f"{header.model_dump_json()}\n", begins=True)
 
     def go_on(self) -> None:
-        """Take up a file that may end in half a line."""
-        self._write("\n", "a")
+        """Take up a file that may end in half a line.
+
+        Raises:
+            UsageError: the run that writes it is still going.
+        """
+        self._write("\n")
 
     def append(self, row: Row) -> None:
         """Keep a finished row; a disk that is full costs the journal, not the run."""
-        self._write(f"{row.model_dump_json()}\n", "a")
+        self._write(f"{row.model_dump_json()}\n")
+
+    def close(self) -> None:
+        """Let another run take up the file."""
+        if self._file is not None:
+            self._file.close()
 
     def remove(self) -> None:
         """Drop the file: the report has everything."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
-    def _write(self, text: str, mode: str) -> None:
+    def _write(self, text: str, *, begins: bool = False) -> None:
         if self._path is None or self._full:
             return
         try:
-            with self._path.open(mode, encoding="utf-8") as file:
-                file.write(text)
+            if self._file is None:
+                self._file = _open_locked(self._path, begins=begins)
+            rest = text.encode()
+            while rest:  # a disk that is nearly full takes a part
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
             print(
                 f"cannot write {self._path}: {error.strerror}; the run goes on, but rows "
@@ -77,7 +102,7 @@ class Journal:
                 file=sys.stderr,
             )
             self._full = True
-            if mode == "x" and not isinstance(error, FileExistsError):
+            if begins and not isinstance(error, FileExistsError):
                 self._path.unlink(missing_ok=True)  # nobody could resume from it
 
     @property
@@ -86,22 +111,57 @@ class Journal:
         return self._path is not None and self._path.exists()
 
 
-class Unfinished(Record):
+def _open_locked(path: Path, *, begins: bool) -> FileIO:
+    """Open a file to append to, which nobody else may do until it is closed.
+
+    Unbuffered, so that closing it has nothing left to write; workers do not inherit it.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | (os.O_CREAT | os.O_EXCL if begins else 0)
+    file = os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UsageError(
+            f"cannot resume {path}: the run that writes it is still going; wait until it is done, "
+            f"or end it first (`fuser {path}` names its process). Without --resume, a run of its "
+            "own starts"
+        ) from error
+    except OSError:  # a file system without locks (ENOLCK, EOPNOTSUPP) is no reason to stop
+        pass
+    return file
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
     """An interrupted run: its file, what it is, and the rows worth keeping."""
 
     path: Path
+    journal: Journal
     header: Header
     rows: tuple[Row, ...]
 
     @classmethod
     def latest(cls, folder: Path, header: Header) -> Self | None:
-        """Find the last interrupted run in a folder that this one may continue."""
+        """Find the last interrupted run in a folder that this one may continue, and lock it.
+
+        Raises:
+            UsageError: that run is still going.
+        """
         found = [
             run
             for path in sorted(folder.glob("*.jsonl"))
             if (run := cls._read(path)) is not None and header.may_continue(run.header)
         ]
-        return max(found, key=lambda run: run.header.created, default=None)
+        last = max(found, key=lambda run: run.header.created, default=None)
+        if last is None:
+            return None
+        last.journal.go_on()
+        again = cls._read(last.path)  # until it was locked, rows may have come, or it may have gone
+        if again is None:
+            last.journal.close()
+            return None
+        return replace(again, journal=last.journal)
 
     @classmethod
     def _read(cls, path: Path) -> Self | None:
@@ -119,6 +179,7 @@ class Unfinished(Record):
             rows[row.key] = row  # a later try of the same cell counts
         return cls(
             path=path,
+            journal=Journal(path),
             header=header,
             rows=tuple(row for row in rows.values() if row.status in FINAL),
         )

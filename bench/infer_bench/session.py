@@ -70,7 +70,7 @@ def run_session(
 
     Raises:
         UsageError: nothing to measure, no such device, engine, model or baseline, no folder to
-            write to.
+            write to, a run to resume that is still going.
         ReportError: the report cannot be written; the tables are printed all the same.
     """
     created = datetime.now(UTC)
@@ -102,38 +102,40 @@ def run_session(
     if request.output_dir is not None:
         path = unfinished.path if unfinished else report_path(empty, request.output_dir)
         path = path.with_suffix(".json")
-    journal = Journal(path.with_suffix(".jsonl") if path else None)
-    journal.go_on() if unfinished else journal.start(header)
+    journal = unfinished.journal if unfinished else Journal(path and path.with_suffix(".jsonl"))
 
-    with Progress(plan.num_cells) as progress:
-        results = run(
-            plan,
-            launcher,
-            progress,
-            ceilings=header.machine.ceilings,
-            finished=unfinished.rows if unfinished else (),
-            keep=journal.append,
-        )
-    report = _report(header, plan, results, backend)
+    with journal:  # nobody else resumes this run before its report is written
+        if not unfinished:
+            journal.start(header)
+        with Progress(plan.num_cells) as progress:
+            results = run(
+                plan,
+                launcher,
+                progress,
+                ceilings=header.machine.ceilings,
+                finished=unfinished.rows if unfinished else (),
+                keep=journal.append,
+            )
+        report = _report(header, plan, results, backend)
 
-    if results.interrupted and not results.rows:
-        journal.remove()
-        print("interrupted before any row was finished", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    try:
-        if path is not None:
-            save_report(report, path)
-        if not results.interrupted:
+        if results.interrupted and not results.rows:
             journal.remove()
-    except ReportError as error:
-        if not journal.is_on_disk:
-            raise
-        raise ReportError(
-            f"{error}; finished rows are kept beside it: make room, and --resume with the same "
-            "options writes the report"
-        ) from error
-    finally:  # the numbers are there, whatever became of the file, and the other way round
-        print_report(report, as_json=request.json)
+            print("interrupted before any row was finished", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        try:
+            if path is not None:
+                save_report(report, path)
+            if not results.interrupted:
+                journal.remove()
+        except ReportError as error:
+            if not journal.is_on_disk:
+                raise
+            raise ReportError(
+                f"{error}; finished rows are kept beside it: make room, and --resume with the same "
+                "options writes the report"
+            ) from error
+        finally:  # the numbers are there, whatever became of the file, and the other way round
+            print_report(report, as_json=request.json)
     if path is not None:
         print(f"report: {path}", file=sys.stderr if request.json else sys.stdout)
     if results.interrupted:

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import os
 import re
@@ -349,6 +350,80 @@ def test_an_interrupted_run_goes_on_where_it_stopped(call, tmp_path):
     assert report.created == partial.created
     assert report.rows[0] == partial.rows[0]
     assert [path.suffix for path in (tmp_path / "bench" / "reports").iterdir()] == [".json"]
+
+
+@pytest.mark.parametrize("options", [[], ["--resume"]], ids=["started", "resumed"])
+def test_a_run_that_is_still_going_is_not_resumed(call, tmp_path, options):
+    if options:
+        call(interrupted_on(256))
+    second, meanwhile = toy(), []
+
+    def resume_meanwhile(number, max_new_tokens):
+        if max_new_tokens == 256 and not meanwhile:
+            (journal,) = (tmp_path / "bench" / "reports").glob("*.jsonl")
+            before = journal.read_bytes()
+            result, _ = call(second, "--resume")
+            meanwhile.append((result, journal.name, before, journal.read_bytes()))
+        return list(range(max_new_tokens))
+
+    first, (report,) = call(FakeBackend({"toy": FakeEngine(tokens=resume_meanwhile)}), *options)
+
+    ((refused, name, before, after),) = meanwhile
+    assert refused.exit_code == 2
+    assert f"error: cannot resume bench/reports/{name}: the run that" in refused.stderr
+    assert "is still going; wait until it is done, or end it first" in refused.stderr
+    assert second.engines["toy"].requests == []
+    assert before == after
+    assert first.exit_code == 0
+    assert [row.status for row in report.rows] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_runs_are_kept_and_resumed_where_the_file_system_has_no_locks(call, monkeypatch, number):
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    call(interrupted_on(256))
+
+    result, (report,) = call(toy(), "--resume")
+
+    assert "resuming: 1 finished rows" in result.stderr
+    assert [row.status for row in report.rows] == ["ok", "ok"]
+
+
+def test_rows_that_came_until_the_journal_was_locked_are_not_measured_again(
+    call, tmp_path, monkeypatch
+):
+    call(interrupted_on(256))
+    (journal,) = (tmp_path / "bench" / "reports").glob("*.jsonl")
+    header, short = journal.read_text().splitlines()
+    medium = json.dumps(json.loads(short) | {"case": "medium"})
+    backend = toy()
+    monkeypatch.setattr(
+        fcntl, "flock", lambda *_: journal.write_text("\n".join([header, short, medium]))
+    )
+
+    result, _ = call(backend, "--resume")
+
+    assert "resuming: 2 finished rows" in result.stderr
+    assert backend.engines["toy"].requests == []
+
+
+def test_a_run_that_was_done_before_its_journal_was_locked_keeps_its_report(
+    call, tmp_path, monkeypatch
+):
+    call(interrupted_on(256))
+    (journal,) = (tmp_path / "bench" / "reports").glob("*.jsonl")
+    report = journal.with_suffix(".json")
+    before = report.read_bytes()
+    monkeypatch.setattr(fcntl, "flock", lambda *_: journal.unlink(missing_ok=True))
+
+    result, reports = call(toy(), "--resume")
+
+    assert "nothing to resume" in result.stderr
+    assert report.read_bytes() == before
+    assert len(reports) == 2
 
 
 def test_half_a_line_at_the_end_of_a_journal_is_measured_again(call, tmp_path):

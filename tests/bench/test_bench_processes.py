@@ -176,6 +176,44 @@ def test_a_run_told_to_end_keeps_its_finished_rows_and_can_be_resumed(bench, mak
     assert report.rows[1].reason.startswith("timeout")
 
 
+def test_a_run_blocks_resume_while_it_goes_on_but_not_once_it_was_killed(
+    bench, make_plugin, tmp_path
+):
+    # what a worker leaves behind outlives the run, with every file that the worker had open
+    orphans = tmp_path / "orphans"
+    deed = (
+        "import subprocess; left = subprocess.Popen(['sleep', '100'], close_fds=False); "
+        f"print(left.pid, file=open({str(orphans)!r}, 'a')); time.sleep(600)"
+    )
+    make_plugin()
+    make_plugin(
+        "zzz",
+        edits={'"toy-tiny"': '"zzz-tiny"', '"toy"': '"zzz"', "ToyFor": "ZzzFor", SHAPE:
+               f"{IN_WORKER}{deed}\n    {SHAPE}"},
+    )  # fmt: skip
+    folder = tmp_path / "bench" / "reports"
+
+    process = bench(only="toy,zzz", wait=False)
+    wait_until(lambda: orphans.exists() and orphans.read_text().endswith("\n"))
+    (journal,) = folder.iterdir()
+    before = journal.read_bytes()
+    code, report, err = bench("--json", "--resume", only="toy,zzz")
+
+    assert (code, report) == (2, None)
+    assert f"{journal.name}: the run that writes it is still going" in err
+    assert journal.read_bytes() == before
+
+    process.kill()
+    process.communicate(timeout=30)
+    orphan = int(orphans.read_text())
+    os.kill(orphan, 0)  # it lives
+    _, report, err = bench("--json", "--resume", "--timeout", "6", only="toy,zzz")
+    os.kill(orphan, signal.SIGKILL)
+
+    assert "resuming: 1 finished rows" in err
+    assert [row.status for row in report.rows] == ["ok", "failed"]
+
+
 def wait_until(happened, *, limit_s=60):
     deadline = time.monotonic() + limit_s
     while not happened():
