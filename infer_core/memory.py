@@ -11,6 +11,7 @@ import torch
 from infer_core.chain_tiles import attention_split, default_tiles
 from infer_core.decode_chain import supports
 from infer_core.device import cublas_workspace_bytes
+from infer_core.kernels._common import has_tma, num_multiprocessors
 from infer_core.kernels.linear import parts_tile
 from infer_core.kv_cache import kv_bytes
 from infer_core.parameters import Parameter, model_parameters
@@ -77,7 +78,7 @@ def memory_need(
         weight_bytes=num_parameters * itemsize,
         kv_cache_bytes=batch * kv_bytes(spec, context=size, itemsize=itemsize) if kv_cache else 0,
         session_bytes=_rope_tables(spec, size + prefill_chunk) + batch * state,
-        pass_bytes=_prefill(spec, rows, itemsize) + cublas,
+        pass_bytes=_prefill(spec, rows, itemsize, _product_sms(device, itemsize)) + cublas,
     )
 
 
@@ -117,16 +118,29 @@ def _chain(spec: ModelSpec, context: int, itemsize: int) -> int:
     return total
 
 
-def _prefill(spec: ModelSpec, rows: int, itemsize: int) -> int:
-    """`Decoder.hidden` over `rows` tokens: what is alive at once."""
+def _product_sms(device: torch.device | str, itemsize: int) -> int | None:
+    """Multiprocessors that share the products of a prompt; None where cuBLAS makes them.
+
+    Without a GPU to ask, those of an H100 or H200.
+    """
+    if itemsize == 4:
+        return None
+    gpu = torch.device(device)
+    if gpu.type != "cuda" or not torch.cuda.is_available():
+        return 132
+    return num_multiprocessors(gpu) if has_tma(gpu) else None
+
+
+def _prefill(spec: ModelSpec, rows: int, itemsize: int, num_sms: int | None) -> int:
+    """`Decoder.hidden` over `rows` tokens: what is alive at once. `num_sms`: `_product_sms`."""
     hidden, inter = spec.shape.hidden_size * itemsize, spec.shape.intermediate_size * itemsize
     qkv = max((a.num_heads + 2 * a.num_kv_heads) * a.head_dim for a in spec.attention) * itemsize
     width = max(a.num_heads * a.head_dim for a in spec.attention)
     attended = width * itemsize
     # beside the activated MLP, what it is computed from, where no kernel does both
-    wide = (2 * inter if spec.block.gated else inter) if itemsize == 4 else 0
-    out = _parts_bytes(spec, rows, width, itemsize)
-    narrow = _parts_bytes(spec, rows, spec.shape.intermediate_size, itemsize)
+    wide = (2 * inter if spec.block.gated else inter) if num_sms is None else 0
+    out = _parts_bytes(spec, rows, width, itemsize, num_sms)
+    narrow = _parts_bytes(spec, rows, spec.shape.intermediate_size, itemsize, num_sms)
     # the residual and the normed input (which is the residual, unless a block's input has a norm)
     # are there all the time; beside them the largest of these moments
     stream = (2 if spec.norm.before else 1) * hidden
@@ -143,10 +157,10 @@ def _prefill(spec: ModelSpec, rows: int, itemsize: int) -> int:
     return max(rows * widest, rows * hidden + logits)
 
 
-def _parts_bytes(spec: ModelSpec, rows: int, width: int, itemsize: int) -> int:
-    """`linear_parts`: bytes of its result a token, on a GPU of 132 multiprocessors."""
+def _parts_bytes(spec: ModelSpec, rows: int, width: int, itemsize: int, num_sms: int | None) -> int:
+    """`linear_parts`: bytes of its result a token."""
     hidden = spec.shape.hidden_size
-    tile = parts_tile(rows, hidden, width, num_sms=132) if itemsize < 4 else None
+    tile = parts_tile(rows, hidden, width, num_sms) if num_sms else None
     return hidden * (itemsize if tile is None or tile.parts == 1 else 4 * tile.parts)
 
 

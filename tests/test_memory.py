@@ -1,4 +1,4 @@
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from live_bytes import LiveBytes
 from toy_specs import toy_spec
 
 from infer_core.decoder import Decoder, Piece
+from infer_core.device import cublas_workspace_bytes
 from infer_core.kernels.linear import parts_tile
 from infer_core.memory import memory_need
 from infer_core.model_source import resolve_model
@@ -58,6 +59,15 @@ ALLOCATIONS = Ops(
     decode_attention=lambda qkv, *_, num_heads, head_dim, **__: rows_of(qkv, num_heads * head_dim),
 )
 
+# The same where cuBLAS makes the products, and the activation is a kernel of its own.
+CUBLAS = replace(
+    ALLOCATIONS,
+    linear_parts=lambda x, weight, *_: linear(x, weight)[None],
+    linear_activation=lambda x, weight, *_, gated, **__: rows_of(
+        linear(x, weight), weight.shape[0] // (2 if gated else 1)
+    ),
+)
+
 
 def specs():
     registry = load_registry()
@@ -71,7 +81,14 @@ def specs():
 
 @pytest.mark.parametrize("spec", list(specs()))
 @pytest.mark.parametrize(("context", "prompt"), [(128, 64), (1088, 1024), (4000, 3900)])
-def test_a_session_and_its_prefill_take_what_is_predicted(spec, context, prompt, monkeypatch):
+@pytest.mark.parametrize(
+    ("ops", "num_sms"),
+    [pytest.param(ALLOCATIONS, 132, id="kernels"), pytest.param(CUBLAS, None, id="cublas")],
+)
+def test_a_session_and_its_prefill_take_what_is_predicted(
+    spec, context, prompt, ops, num_sms, monkeypatch
+):
+    monkeypatch.setattr("infer_core.memory._product_sms", lambda *_: num_sms)
     monkeypatch.setattr("infer_core.session.use_chain", lambda spec, device: not spec.uncommon)
     dtype = spec.shape.dtype
     parameters = {
@@ -83,7 +100,7 @@ def test_a_session_and_its_prefill_take_what_is_predicted(spec, context, prompt,
     )
 
     with torch.inference_mode(), LiveBytes("meta") as live:
-        decoder = Decoder(spec, parameters, context=need.context, padding=CHUNK, ops=ALLOCATIONS)
+        decoder = Decoder(spec, parameters, context=need.context, padding=CHUNK, ops=ops)
         session = Session(
             spec,
             parameters,
@@ -115,6 +132,27 @@ def test_a_session_and_its_prefill_take_what_is_predicted(spec, context, prompt,
 def need_of(**changes):
     arguments = {"context": 1000, "dtype": "bfloat16", "prefill_chunk": CHUNK, "device": "cpu"}
     return memory_need(toy_spec(max_context=4096), **{**arguments, **changes})
+
+
+def test_without_tma_the_wide_mlp_is_in_memory_beside_the_narrow(monkeypatch):
+    spec = toy_spec(max_context=4096)
+    shape = spec.shape.model_copy(update={"intermediate_size": 1000})
+    wide = spec.model_copy(update={"shape": shape})
+    here = {"context": 2000, "dtype": "bfloat16", "prefill_chunk": CHUNK, "device": "cuda"}
+    without_a_gpu = memory_need(wide, **here)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("infer_core.memory.num_multiprocessors", lambda device: 132)
+    pass_bytes = []
+    for capability in (9, 0), (8, 9):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        need = memory_need(wide, **here)
+        pass_bytes.append(need.pass_bytes - cublas_workspace_bytes("cuda"))
+        assert need == without_a_gpu or capability < (9, 0)
+
+    # gate and up, less what `linear_parts` leaves, which does not lie beside them
+    hidden = spec.shape.hidden_size
+    assert pass_bytes[1] - pass_bytes[0] == CHUNK * 2 * (2 * 1000 - hidden)
 
 
 def test_a_ring_caches_no_more_than_its_window():
