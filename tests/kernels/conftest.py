@@ -75,3 +75,23 @@ def softmax_allowance():
         return bound if truth.is_cuda else 0.0
 
     return allowance
+
+
+@pytest.fixture
+def order_allowance():
+    """Give what the order of float32 sums in q . k may cost attention whose output is `truth`.
+
+    n additions err like a random walk, by sqrt(n) units of the sum of absolute values (Higham and
+    Mary, 2019), and in which order eager torch adds depends on the CPU. A score's error is the
+    relative error of its weight, which counts in the sum of weight * v and in the sum of weights.
+    """
+
+    def allowance(tokens, heads, softmax_scale, truth, truth_of_abs):
+        num_heads, num_kv_heads, head_dim = heads.values()
+        sizes = tokens.double().abs().unflatten(1, (-1, head_dim)).transpose(0, 1)
+        q, k, _ = sizes.split([num_heads, num_kv_heads, num_kv_heads])
+        products = q @ k.repeat_interleave(num_heads // num_kv_heads, 0).transpose(1, 2)
+        score_error = 2**-24 * head_dim**0.5 * softmax_scale * float(products.max())
+        return score_error * float((truth.abs() + truth_of_abs).max())
+
+    return allowance

@@ -47,21 +47,6 @@ def with_abs_values(qkv, heads):
     return torch.cat([qkv[:, :-width], qkv[:, -width:].abs()], dim=1)
 
 
-def order_allowance(tokens, heads, softmax_scale, truth, of_abs):
-    """What the order of float32 sums in q . k may cost, which depends on the CPU's libraries, too.
-
-    n additions err like a random walk, by sqrt(n) units of the sum of absolute values (Higham and
-    Mary, 2019). A score's error is the relative error of its weight, which counts in the sum of
-    weight * v and in the sum of weights.
-    """
-    num_heads, num_kv_heads, head_dim = heads.values()
-    wide = tokens.double().abs().unflatten(1, (-1, head_dim)).transpose(0, 1)
-    q, k, _ = wide.split([num_heads, num_kv_heads, num_kv_heads])
-    products = q @ k.repeat_interleave(num_heads // num_kv_heads, 0).transpose(1, 2)
-    score_error = 2**-24 * head_dim**0.5 * softmax_scale * float(products.max())
-    return score_error * float((truth.abs() + of_abs).max())
-
-
 CASES = [
     # num_tokens, start, heads, kv heads, head_dim, window, capacity, soft cap
     pytest.param(1, 0, 4, 2, 32, None, 8, None, id="one-token-no-past"),
@@ -114,6 +99,7 @@ def test_prefill_attention_is_as_accurate_as_eager_torch(
     device,
     assert_as_accurate_as_eager,
     softmax_allowance,
+    order_allowance,
 ):
     heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
     tokens = random_chunk(start + num_tokens, heads, device).to(dtype)
