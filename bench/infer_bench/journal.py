@@ -61,7 +61,11 @@ class Journal:
         self.close()
 
     def start(self, header: Header) -> None:
-        """Begin a file."""
+        """Begin a file.
+
+        Raises:
+            FileExistsError: there is one.
+        """
         self._write(f"{header.model_dump_json()}\n", begins=True)
 
     def go_on(self) -> None:
@@ -95,6 +99,8 @@ class Journal:
             rest = text.encode()
             while rest:  # a disk that is nearly full takes a part
                 rest = rest[self._file.write(rest) :]
+        except FileExistsError:
+            raise
         except OSError as error:
             print(
                 f"cannot write {self._path}: {error.strerror}; the run goes on, but rows "
@@ -102,7 +108,7 @@ class Journal:
                 file=sys.stderr,
             )
             self._full = True
-            if begins and not isinstance(error, FileExistsError):
+            if begins:
                 self._path.unlink(missing_ok=True)  # nobody could resume from it
 
     @property

@@ -98,15 +98,12 @@ def run_session(
     unfinished = _unfinished(request, header)
     header = unfinished.header if unfinished else header
     empty = _report(header, plan, Results(), None)
-    path = None
-    if request.output_dir is not None:
-        path = unfinished.path if unfinished else report_path(empty, request.output_dir)
-        path = path.with_suffix(".json")
-    journal = unfinished.journal if unfinished else Journal(path and path.with_suffix(".jsonl"))
+    if unfinished is None:
+        path, journal = _begin(request.output_dir, empty, header)
+    else:
+        path, journal = unfinished.path.with_suffix(".json"), unfinished.journal
 
     with journal:  # nobody else resumes this run before its report is written
-        if not unfinished:
-            journal.start(header)
         with Progress(plan.num_cells) as progress:
             results = run(
                 plan,
@@ -231,6 +228,19 @@ def _unfinished(request: Request, header: Header) -> Unfinished | None:
     else:
         print(f"resuming: {len(found.rows)} finished rows of {found.path.name}", file=sys.stderr)
     return found
+
+
+def _begin(folder: Path | None, report: Report, header: Header) -> tuple[Path | None, Journal]:
+    """Name the report that is to come, and start its journal under that name."""
+    while folder is not None:
+        path = report_path(report, folder)
+        journal = Journal(path.with_suffix(".jsonl"))
+        try:
+            journal.start(header)
+        except FileExistsError:  # a run that began in the same second was faster
+            continue
+        return path, journal
+    return None, Journal(None)
 
 
 def _report(header: Header, plan: Plan, results: Results, backend: Backend | None) -> Report:

@@ -16,7 +16,7 @@ from bench_fakes import FakeBackend, FakeEngine, FakeRegistry, in_this_process
 from bench_reports import a_report, a_row
 from infer_bench.cli import make_app
 from infer_bench.report import Report
-from infer_bench.report_files import save_report
+from infer_bench.report_files import report_path, save_report
 from typer.testing import CliRunner
 
 
@@ -376,6 +376,29 @@ def test_a_run_that_is_still_going_is_not_resumed(call, tmp_path, options):
     assert before == after
     assert first.exit_code == 0
     assert [row.status for row in report.rows] == ["ok", "ok"]
+
+
+def test_two_runs_that_begin_in_the_same_second_keep_to_their_own_files(
+    call, tmp_path, monkeypatch
+):
+    theirs = []
+
+    def find_a_free_name_too_late(report, folder):
+        path = report_path(report, folder)
+        if not theirs:
+            theirs.append(path.with_suffix(".jsonl"))
+            theirs[0].write_text("theirs")
+        return path
+
+    monkeypatch.setattr("infer_bench.session.report_path", find_a_free_name_too_late)
+
+    result, _ = call(toy())
+
+    assert result.exit_code == 0
+    assert "cannot write" not in result.stderr
+    assert theirs[0].read_text() == "theirs"
+    (ours,) = (tmp_path / "bench" / "reports").glob("*.json")
+    assert ours.stem == f"{theirs[0].stem}-2"
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
