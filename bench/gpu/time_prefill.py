@@ -31,7 +31,7 @@ from infer_core.kernels import attention, linear
 from infer_core.kernels.attention import AttentionTile
 from infer_core.kernels.linear import LinearTile, parts_tile
 
-ROUNDING = 0.06  # of the largest logit, in bf16: twice what bench/gpu/validate.py sees
+ROUNDING = 0.06  # of the largest logit, in bf16; validate.py sees 0.014 to 0.018 against fp32
 BUILT_IN = "built-in"
 
 
