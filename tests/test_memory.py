@@ -7,6 +7,7 @@ from toy_specs import toy_spec
 
 from infer_core.decoder import Decoder, Piece
 from infer_core.device import cublas_workspace_bytes
+from infer_core.kernels._common import has_tma
 from infer_core.kernels.linear import parts_tile
 from infer_core.memory import memory_need
 from infer_core.model_source import resolve_model
@@ -143,6 +144,7 @@ def test_without_tma_the_wide_mlp_is_in_memory_beside_the_narrow(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("infer_core.memory.num_multiprocessors", lambda device: 132)
+    monkeypatch.setattr("infer_core.memory.has_tma", has_tma.__wrapped__)  # remembers nothing
     pass_bytes = []
     for capability in (9, 0), (8, 9):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)

@@ -33,6 +33,12 @@ from infer_core.kernels.linear import LinearTile, parts_tile
 
 ROUNDING = 0.06  # of the largest logit, in bf16; validate.py sees 0.014 to 0.018 against fp32
 BUILT_IN = "built-in"
+KINDS = {
+    "attention": AttentionTile,
+    "activation": LinearTile,
+    "attn_out": LinearTile,
+    "mlp_out": LinearTile,
+}
 
 
 def parse(text: str) -> dict[str, AttentionTile | LinearTile]:
@@ -40,18 +46,12 @@ def parse(text: str) -> dict[str, AttentionTile | LinearTile]:
     tiles: dict[str, AttentionTile | LinearTile] = {}
     for one in text.split("+"):
         kind, _, numbers = one.partition(":")
-        make = {
-            "attention": AttentionTile,
-            "activation": LinearTile,
-            "attn_out": LinearTile,
-            "mlp_out": LinearTile,
-        }.get(kind)
-        if make is None:
+        if kind not in KINDS:
             raise argparse.ArgumentTypeError(
-                f"{kind!r} is no kind of tile; expected attention, activation, attn_out or mlp_out"
+                f"{kind!r} is no kind of tile; expected one of {', '.join(KINDS)}"
             )
         try:
-            tiles[kind] = make(*map(int, numbers.split(",")))
+            tiles[kind] = KINDS[kind](*map(int, numbers.split(",")))
         except (TypeError, ValueError) as error:
             raise argparse.ArgumentTypeError(f"{one!r}: {error}") from error
     return tiles

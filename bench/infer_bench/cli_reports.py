@@ -49,8 +49,8 @@ def compare_reports(
 ) -> None:
     """Say what became faster or slower between two reports, beyond chance.
 
-    Exit codes: 0 nothing worse; 2 usage; 3 regression, or a row that no longer works; 4 the
-    reports are not comparable.
+    Exit codes: 0 nothing worse; 1 a file cannot be read or written; 2 usage; 3 regression, or a
+    row that no longer works; 4 the reports are not comparable.
     """
 
     def run() -> int:

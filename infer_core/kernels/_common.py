@@ -96,6 +96,7 @@ def check_heads(
     check_rows(kernel, "qkv", qkv, (num_heads + 2 * num_kv_heads) * head_dim)
 
 
+@cache
 def has_tma(device: torch.device) -> bool:
     """Whether tensor descriptors are copies by the GPU's own unit; the interpreter plays it.
 

@@ -463,7 +463,8 @@ def attention_tile(
     Where q and the tiles of K and V on their way do not fit `shared_bytes`, fewer or shorter ones
     are.
     Tried on an H100, 64 to 2,048 tokens, head_dim 64, 128 and 256, 20 to 36 tiles each: 64 rows a
-    program, or fewer where most multiprocessors would have none.
+    program, or fewer where most multiprocessors would have none; of more than 128 columns, two
+    programs for the same rows while half of the multiprocessors would have none.
     """
     if dtype == torch.float32:  # no tensor cores: for checking results, not for speed
         return AttentionTile(16, 16, 4, 1) if head_dim > 64 else AttentionTile(32, 32, 4, 1)
