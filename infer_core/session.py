@@ -205,8 +205,9 @@ class Session:
         for start in range(keep, last, piece):
             self._start.fill_(start)
             tokens = self._sequence[start : start + piece]
-            # only the last piece has a row whose logits anybody wants
-            self.decoder.hidden(tokens, Piece(self.cache, self._start, None, True, False))
+            # only the last piece has a row whose logits anybody wants: here any row will do
+            any_row = self._last_row
+            self.decoder.hidden(tokens, Piece(self.cache, self._start, None, True, False, any_row))
         if key in self._graphs:
             self._replay(key)
         else:
@@ -353,8 +354,8 @@ class Session:
             rows = self._start + torch.arange(num_rows, device=self._device)
             tokens = self._sequence[rows.clamp(max=context - 1)]
         if self._chain is not None:
-            piece = Piece(self.cache, self._start, self._count, True, is_fresh)
-            normed = self.decoder.hidden(tokens, piece).index_select(0, self._last_row)
+            piece = Piece(self.cache, self._start, self._count, True, is_fresh, self._last_row)
+            normed = self.decoder.output(tokens, piece)
             self._chain.finish_prefill(normed[0], self._kind)
             self.logits = self._chain.logits[None]
             self._first_token.copy_(self._chain.token, non_blocking=True)

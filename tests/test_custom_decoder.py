@@ -4,8 +4,10 @@ import pytest
 import torch
 from toy_specs import toy_spec
 
-from infer_core import CustomDecoder, Decoder, Engine, PluginContractError, PluginError
+from infer_core import CustomDecoder, Decoder, Engine, Piece, PluginContractError, PluginError
 from infer_core.decoder import decoder_class
+from infer_core.kv_cache import KVCache
+from infer_core.ops import REFERENCE
 from infer_core.parameters import model_parameters
 from infer_core.weights import dummy_weights
 
@@ -89,3 +91,17 @@ def test_a_module_that_cannot_be_imported_is_the_plugins_fault():
 def test_a_target_that_names_no_class_is_refused(target):
     with pytest.raises(ValueError, match="target"):
         CustomDecoder(target=target)
+
+
+@torch.inference_mode()
+def test_the_attention_that_a_custom_decoder_calls_gives_every_row():
+    spec = toy_spec()
+    parameters = dummy_weights(spec, device="cpu", dtype=torch.float32)
+    decoder = Decoder(spec, parameters, context=16, ops=REFERENCE)
+    cache = KVCache(spec, context=16, device="cpu", dtype=torch.float32)
+    start, row = torch.zeros(1, dtype=torch.int32), torch.tensor([4], dtype=torch.int32)
+    normed = torch.randn(5, spec.shape.hidden_size)
+
+    attended = decoder.attention(2, normed, Piece(cache, start, None, True, True, row))
+
+    assert attended.shape == normed.shape

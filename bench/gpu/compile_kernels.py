@@ -130,7 +130,7 @@ def compile_model(spec: ModelSpec, capability: int, num_sms: int) -> list[tuple[
         for num_tokens in PROMPTS:
             tokens = torch.empty(num_tokens, dtype=torch.int64, device="meta")
             for is_fresh in (True, False):
-                normed = decoder.hidden(tokens, Piece(cache, at, at, True, is_fresh))
+                normed = decoder.hidden(tokens, Piece(cache, at, at, True, is_fresh, at))
         chain.finish_prefill(normed[0])
         decoder.forward(tokens[:1], cache, at, is_prefill=False)
     return list(compiled.values())

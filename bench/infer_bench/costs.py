@@ -24,21 +24,30 @@ def decode_step_bytes(
 def prefill_flops(spec: ModelSpec, *, prompt_tokens: int) -> int:
     """Count the multiplications and additions a prompt needs.
 
-    Two for each element of a matrix and token, the LM head for the last token alone; two for each
-    query, visible key and dimension, once for scores and once for values. Norms, activations and
-    softmax are left out: they are not what a matrix unit does.
+    Two for each element of a matrix and token; two for each query, visible key and dimension, once
+    for scores and once for values. Of the last layer that is keys and values of every token, and
+    the rest for the last token alone, as for the LM head. Norms, activations and softmax are left
+    out: they are not what a matrix unit does.
     """
-    matrices = sum(
-        _elements(parameter.shape)
-        for name, parameter in model_parameters(spec).items()
-        if len(parameter.shape) == 2 and name not in ("embed", "lm_head")
-    )
-    head = spec.shape.vocab_size * spec.shape.hidden_size
+    *layers, last = spec.attention
+    last_prefix = f"layers.{len(layers)}."
+    key_value_rows = 2 * last.num_kv_heads * last.head_dim
+    every_token = key_value_rows * spec.shape.hidden_size
+    last_token = spec.shape.vocab_size * spec.shape.hidden_size - every_token
+    for name, parameter in model_parameters(spec).items():
+        if len(parameter.shape) != 2 or name in ("embed", "lm_head"):
+            continue
+        if name.startswith(last_prefix):
+            last_token += _elements(parameter.shape)
+        else:
+            every_token += _elements(parameter.shape)
     attention = sum(
         4 * layer.num_heads * layer.head_dim * _visible(prompt_tokens, layer.window)
-        for layer in spec.attention
+        for layer in layers
     )
-    return 2 * matrices * prompt_tokens + 2 * head + attention
+    seen = min(prompt_tokens, last.window or prompt_tokens)
+    attention += 4 * last.num_heads * last.head_dim * seen
+    return 2 * (every_token * prompt_tokens + last_token) + attention
 
 
 def _visible(num_tokens: int, window: int | None) -> int:

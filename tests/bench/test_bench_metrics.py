@@ -10,7 +10,7 @@ from infer_bench.report import Ceilings, Sample
 from torch.utils.flop_counter import FlopCounterMode
 from toy_specs import toy_spec
 
-from infer_core import Engine
+from infer_core import Engine, decoder
 from infer_core.weights import dummy_weights
 
 
@@ -177,18 +177,20 @@ def test_warm_means_that_the_last_two_runs_took_the_same_time(seconds, steady):
     assert is_steady(seconds, within=0.05) is steady
 
 
-def test_prefill_flops_are_what_torch_counts():
-    # torch's counter sees the matrix products of a real pass; it counts attention without the
-    # causal half, and the reference computes all of it
+def test_prefill_flops_are_what_torch_counts(monkeypatch):
+    # torch's counter sees the matrix products of a real pass. The reference computes all of what a
+    # causal mask hides, and q of the last layer, in one product with k and v, for every token.
+    monkeypatch.setattr(decoder, "ALONE_FROM", 24)
     spec = toy_spec(tied=False)
     engine = Engine(spec, dummy_weights(spec, device="cpu", dtype=torch.float32))
     prompt = list(range(24))
     with FlopCounterMode(display=False) as counter:
         engine.generate(prompt, max_new_tokens=1)
 
-    attention = 3 * 4 * 6 * 12  # layers * 4 * heads * head_dim, a query and key
+    hidden = 2 * 4 * 6 * 12 * (24 * 24 - 24 * 25 // 2)  # layers * 4 * heads * head_dim, pairs
+    unasked = 23 * 2 * (6 * 12) * 40  # tokens, rows of q, width
     counted = prefill_flops(spec, prompt_tokens=24)
-    assert counted == counter.get_total_flops() - attention * (24 * 24 - 24 * 25 // 2)
+    assert counted == counter.get_total_flops() - hidden - unasked
 
 
 def test_a_window_limits_the_attention_a_prompt_costs():
