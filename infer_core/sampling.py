@@ -14,6 +14,7 @@ graph captured for one request serves every later request of the same `SamplingK
 specification; in the fused decode step kernels do the same (see `fused_sampling`).
 """
 
+import ctypes
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
@@ -80,6 +81,9 @@ class Sampler:
             num_bytes, dtype=torch.uint8, pin_memory=self._data.device.type == "cuda"
         )
         *_, self._staged_uniforms = _views(self._staging)
+        # the host's side without torch, whose operations cost microseconds before the first token
+        self._head = (ctypes.c_char * _HEAD_BYTES).from_address(self._staging.data_ptr())
+        self._generator = torch.Generator()
         self._values, self._counters, self._uniforms = _views(self._data)
         # 0-dim tensors, so that they leave the logits float32
         self._penalty, self._temperature, self._top_p, self._min_p, _ = self._values.unbind()
@@ -107,9 +111,10 @@ class Sampler:
             self._seen.index_fill_(0, prompt, True)
         top_p = 1.0 if params.top_p is None else params.top_p
         vocab_size = len(self._seen)
-        # packed on the host: an assignment to a tensor takes as long as all of this
-        head = struct.pack(
+        struct.pack_into(
             _HEAD,
+            self._head,
+            0,
             params.repetition_penalty,
             min(max(params.temperature, MIN_TEMPERATURE), MAX_TEMPERATURE),
             top_p,
@@ -118,10 +123,9 @@ class Sampler:
             vocab_size if params.top_k is None else min(params.top_k, vocab_size),
             0,
         )
-        self._staging[:_HEAD_BYTES] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
         num_draws = 0 if self.kind.greedy else max_new_tokens
         if num_draws:
-            self._staged_uniforms[:num_draws] = uniform_draws(params.seed, num_draws)
+            uniform_draws(params.seed, self._staged_uniforms[:num_draws], self._generator)
         used = slice(_HEAD_BYTES + 4 * num_draws)
         self._data[used].copy_(self._staging[used], non_blocking=True)
 
@@ -181,14 +185,14 @@ def _dropped_share(top_p: float) -> float:
     return float((border.double() + above.double()) / 2)
 
 
-def uniform_draws(seed: int, num_draws: int) -> Tensor:
-    """Draw `num_draws` float32 numbers in [0, 1) on the host.
+def uniform_draws(seed: int, draws: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Fill `draws` [num_draws], float32, on the host, with numbers in [0, 1); give it back.
 
     One per step, so that device, graph or eager, and context bucket change no draw; a longer
-    table begins with the shorter one.
+    table begins with the shorter one. `generator` only saves making one.
     """
-    generator = torch.Generator().manual_seed(seed % 2**64)
-    return torch.rand(num_draws, generator=generator, dtype=torch.float32)
+    generator = (generator or torch.Generator()).manual_seed(seed % 2**64)
+    return torch.rand(len(draws), generator=generator, out=draws)
 
 
 def penalise_repetition(logits: Tensor, seen: Tensor, penalty: Tensor | float) -> Tensor:
