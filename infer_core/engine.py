@@ -23,6 +23,7 @@ from infer_core.weights import dummy_weights, load_checkpoint
 
 # Longer prompts run in pieces of this many tokens, which bounds the activations' memory.
 PREFILL_CHUNK = 2048
+PLAIN_GREEDY = SamplingParams()  # validated once, not in every request
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,15 +243,13 @@ class Engine:
     ) -> Generator[int, bool | None, Generation]:
         began = time.perf_counter()
         self.check(prompt, max_new_tokens)
-        sampling = sampling or SamplingParams()
+        sampling = sampling or PLAIN_GREEDY
         eos = frozenset() if ignore_eos else frozenset(self.spec.eos_token_ids)
         session, keep = self._open(prompt, max_new_tokens, reuse_prefix)
         request = self._request = object()
+        session.begin(sampling, len(prompt), keep=keep)
         warmed = session.prepare(
-            sampling,
-            len(prompt),
-            keep=keep,
-            make_room=partial(self._make_room, session.decoder.context, len(prompt)),
+            make_room=partial(self._make_room, session.decoder.context, len(prompt))
         )
         warm_up_s = time.perf_counter() - began if warmed else 0.0
 
@@ -258,7 +257,7 @@ class Engine:
             if on_logits is not None:
                 on_logits(session.logits[0], session.token(index))
 
-        session.prefill(prompt, sampling, max_new_tokens, keep=keep)
+        session.prefill(prompt, max_new_tokens)
         on_step(0)
         tokens = [session.read_first()]
         first_token_at = time.perf_counter()
@@ -319,7 +318,8 @@ class Engine:
 
     def _score(self, prompt: list[int], forced: list[int]) -> torch.Tensor:
         session = self._session(len(prompt) + len(forced) + 1, len(prompt))
-        session.prefill(prompt, SamplingParams(), len(forced) + 1)
+        session.begin(PLAIN_GREEDY, len(prompt))
+        session.prefill(prompt, len(forced) + 1)
         rows = [session.logits[0].clone()]
         rows.extend(session.force(token).clone() for token in forced)
         return torch.stack(rows)

@@ -16,8 +16,8 @@ specification; in the fused decode step kernels do the same (see `fused_sampling
 
 import ctypes
 import struct
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,8 +34,7 @@ MAX_TEMPERATURE = 1e30
 SMALL_TOP_K = 128
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingKind:
+class SamplingKind(NamedTuple):
     """Which transforms run: what a captured graph is keyed by. Their values are device data."""
 
     greedy: bool

@@ -4,9 +4,8 @@ import ctypes
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -26,8 +25,7 @@ PREFILL_ROWS = 16
 HEADER = 4  # numbers that come before the prompt in a request's message to the device
 
 
-@dataclass(frozen=True, slots=True)
-class GraphKey:
+class GraphKey(NamedTuple):
     """What a captured graph does: the last piece of a prompt, at `rows` rows, or a decode step.
 
     `is_fresh`: the piece is the whole prompt and nothing was cached before it.
@@ -96,8 +94,7 @@ class Session:
         # with each the logits it leaves, which must live on or another graph would use their memory
         self._graphs: dict[GraphKey, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._graph_pool = graph_pool
-        self._kind = GREEDY
-        self._prompt_len = 0
+        self.begin(SamplingParams(), prompt_len=1)
         self._num_written = 0  # positions, from 0 on, that the cache was given since prefill
         # What a request brings, in one copy: the header, and the prompt. Tokens stay there by
         # position: a step reads one entry and writes the next.
@@ -145,66 +142,65 @@ class Session:
         wrapped = any(keys.shape[1] < self._num_written for keys in self.cache.keys)
         return common if not wrapped or common >= self._num_written - 1 else 0
 
-    def prepare(
-        self,
-        sampling: SamplingParams,
-        prompt_len: int,
-        *,
-        keep: int = 0,
-        make_room: Callable[[], None] | None = None,
-    ) -> bool:
-        """Capture the graphs this request needs; say whether any had to be captured.
+    def begin(self, sampling: SamplingParams, prompt_len: int, *, keep: int = 0) -> None:
+        """Take up a request, whose first `keep` tokens are cached (see `reusable_prefix`).
+
+        `prepare` and `prefill` are about the request taken up last. Until the prompt's graph is
+        launched the GPU waits, and the host is slow after a long answer: what needs no torch does
+        without, and nothing is worked out twice.
+        """
+        self._sampling, self._kind = sampling, kind_of(sampling)
+        self._prompt_len, self._keep = prompt_len, keep
+        # the last piece of the prompt: one for all tokens, where passes are not cut
+        piece = self._prefill_chunk if self._use_kv_cache else prompt_len
+        self._last = keep + (prompt_len - keep - 1) // piece * piece
+        rows = min(bucket(prompt_len - self._last, smallest=PREFILL_ROWS), self._prefill_chunk)
+        self._prompt_graph = GraphKey(self._kind, rows, is_fresh=self._last == 0)
+
+    def prepare(self, *, make_room: Callable[[], None] | None = None) -> bool:
+        """Capture the graphs the request needs; say whether any had to be captured.
 
         `make_room` is called before the first one.
         """
-        self._kind = kind_of(sampling)
-        if not self._use_graph:
+        prompt, step = self._prompt_graph, GraphKey(self._kind)
+        if not self._use_graph or (step in self._graphs and prompt in self._graphs):
             return False
-        prompt = self._prompt_graph(prompt_len, keep)
-        wanted: dict[GraphKey, Callable[[], None]] = {
-            GraphKey(self._kind): self._step,
+        if make_room is not None:
+            make_room()
+        self._num_written = 0  # unknown until prefill
+        bodies: dict[GraphKey, Callable[[], None]] = {
+            step: self._step,
             prompt: lambda: self._prefill_last(prompt.rows, is_fresh=prompt.is_fresh),
         }
-        missing = {key: body for key, body in wanted.items() if key not in self._graphs}
-        if missing:
-            if make_room is not None:
-                make_room()
-            self._num_written = 0  # unknown until prefill
-        for key, body in missing.items():
-            self._sampler.begin(sampling, self._sequence[:1], max_new_tokens=1)
+        for key, body in bodies.items():
+            if key in self._graphs:
+                continue
+            self._sampler.begin(self._sampling, self._sequence[:1], max_new_tokens=1)
             # the first position that prefill is going to write anyhow
+            keep = self._keep
             self._post(keep, [0] * (keep + 1))
             self._inbox[:HEADER].copy_(self._outbox[:HEADER])
             self._position.fill_(keep)
             self._graphs[key] = self._capture(body), self.logits
-        return bool(missing)
+        return True
 
-    def prefill(
-        self,
-        prompt: Sequence[int],
-        sampling: SamplingParams,
-        max_new_tokens: int,
-        *,
-        keep: int = 0,
-    ) -> None:
-        """Run the prompt, in pieces if it is long, and pick the first token.
-
-        The first `keep` tokens are in the cache already (see `reusable_prefix`).
-        """
-        num_tokens = self._prompt_len = len(prompt)
+    def prefill(self, prompt: Sequence[int], max_new_tokens: int) -> None:
+        """Run the prompt, in pieces if it is long, and pick the first token."""
+        num_tokens, last = self._prompt_len, self._last
         self._num_written = 0  # stays so if anything goes wrong
-        self._kind = kind_of(sampling)
-        piece = self._prefill_chunk if self._use_kv_cache else num_tokens
-        last = keep + (num_tokens - keep - 1) // piece * piece
         self._post(last, prompt)
-        key = self._prompt_graph(num_tokens, keep)
+        key = self._prompt_graph
         if not key.is_fresh or self._kind.penalty:  # else the copy is part of the pass
             size = HEADER + num_tokens
             self._inbox[:size].copy_(self._outbox[:size], non_blocking=True)
-        self._sampler.begin(sampling, self._sequence[:num_tokens], max_new_tokens=max_new_tokens)
-        for start in range(keep, last, piece):
+        self._sampler.kind = self._kind
+        if self._kind != GREEDY:  # which has nothing to set up
+            self._sampler.begin(
+                self._sampling, self._sequence[:num_tokens], max_new_tokens=max_new_tokens
+            )
+        for start in range(self._keep, last, self._prefill_chunk):
             self._start.fill_(start)
-            tokens = self._sequence[start : start + piece]
+            tokens = self._sequence[start : start + self._prefill_chunk]
             # only the last piece has a row whose logits anybody wants: here any row will do
             any_row = self._last_row
             self.decoder.hidden(tokens, Piece(self.cache, self._start, None, True, False, any_row))
@@ -372,12 +368,6 @@ class Session:
         self._position += 1
         self._sequence.index_copy_(0, self._position.long(), token)
         self._first_token.copy_(token, non_blocking=True)
-
-    def _prompt_graph(self, num_tokens: int, keep: int) -> GraphKey:
-        """Name the graph that runs the last piece of a prompt, the first `keep` tokens cached."""
-        pieces, last_piece = divmod(num_tokens - keep - 1, self._prefill_chunk)
-        rows = min(bucket(last_piece + 1, smallest=PREFILL_ROWS), self._prefill_chunk)
-        return GraphKey(self._kind, rows, is_fresh=pieces == keep == 0)
 
     def _capture(self, body: Callable[[], None]) -> torch.cuda.CUDAGraph:
         # One stream for every capture of the process: cuBLAS keeps a workspace a stream.

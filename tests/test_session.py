@@ -1,13 +1,15 @@
 """What the sessions of an engine share; what one session does is in test_engine.py."""
 
 import itertools
+from typing import ClassVar
 
 import pytest
 import torch
 from toy_specs import toy_spec
 
 from infer_core import Engine, SamplingParams
-from infer_core.session import GraphPool
+from infer_core import engine as engine_module
+from infer_core.session import GraphPool, Session
 from infer_core.weights import dummy_weights
 
 
@@ -46,6 +48,46 @@ def test_a_capture_that_failed_leaves_no_handle_behind(pool):
     failed = pool.handle
 
     assert pool.handle != failed
+
+
+class Replay:
+    """Stands for a captured graph on a CPU: runs what was captured."""
+
+    def __init__(self, body):
+        self.replay = body
+
+
+class CapturingSession(Session):
+    captures: ClassVar[list] = []
+
+    def _capture(self, body):
+        self.captures.append(body)
+        body()
+        return Replay(body)
+
+
+def test_requests_with_graphs_give_the_tokens_of_those_without(monkeypatch):
+    # lengths of one bucket and of others, in one piece and in two, greedy and not, and again
+    requests = [(length, temperature) for length in (5, 9, 40, 75) for temperature in (0.0, 1.2)]
+    spec = toy_spec()
+    parameters = dummy_weights(spec, device="cpu", dtype=torch.float32)
+
+    def tokens(engine, length, temperature):
+        prompt = [(7 * token) % spec.shape.vocab_size for token in range(length)]
+        sampling = SamplingParams(temperature=temperature, seed=length)
+        return engine.generate(prompt, max_new_tokens=12, sampling=sampling).tokens
+
+    plain = Engine(spec, parameters, prefill_chunk=64)
+    expected = [tokens(plain, *request) for request in requests]
+    monkeypatch.setattr(engine_module, "Session", CapturingSession)
+    monkeypatch.setattr(CapturingSession, "captures", [])
+    captured = Engine(spec, parameters, prefill_chunk=64)
+    captured._use_graph = True  # which a CPU has not
+
+    for _ in range(2):
+        assert [tokens(captured, *request) for request in requests] == expected
+    # contexts 64 (prompts 5, 9 and 40) and 128 (75): of each kind a step, and a graph a prompt size
+    assert len(CapturingSession.captures) == 2 * (1 + 2 + 1 + 1)
 
 
 def graph_pools():

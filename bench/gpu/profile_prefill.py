@@ -42,7 +42,8 @@ def profile(name: str, num_tokens: int, engine: Engine) -> None:
     session = engine._latest
     graph = next(graph for key, (graph, _) in session._graphs.items() if key.rows)
     replay = median_ms(graph.replay)
-    session.prefill(prompt, SamplingParams(), 1)
+    session.begin(SamplingParams(), num_tokens)
+    session.prefill(prompt, 1)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         for _ in range(5):
             graph.replay()
