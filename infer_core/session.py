@@ -151,7 +151,7 @@ class Session:
         """
         self._sampling, self._kind = sampling, kind_of(sampling)
         self._prompt_len, self._keep = prompt_len, keep
-        # the last piece of the prompt: one for all tokens, where passes are not cut
+        # where the last piece of the prompt begins; without a cache it is one piece
         piece = self._prefill_chunk if self._use_kv_cache else prompt_len
         self._last = keep + (prompt_len - keep - 1) // piece * piece
         rows = min(bucket(prompt_len - self._last, smallest=PREFILL_ROWS), self._prefill_chunk)
