@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,30 @@ import torch
 if not torch.cuda.is_available():
     # Before any test imports triton: its own functions are wrapped when it is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_configure() -> None:
+    """Let Triton's interpreter look through `triton.language` once a launch.
+
+    It does so at every call of a device function too, which was a third of what the kernels' tests
+    take, and finds what the launch has replaced already.
+    """
+    if torch.cuda.is_available():
+        return
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        names = self.fn.__globals__.values()
+        modules = (module for module in (tl, tl.core) if any(value is module for value in names))
+        if any(tl.core.is_builtin(module.arange) for module in modules):  # not replaced yet
+            interpreter._patch_lang(self.fn)
+        try:
+            return self.rewrite()(*args, **kwargs)
+        except Exception as error:
+            raise interpreter.InterpreterError(repr(error)) from error
+
+    interpreter.InterpretedFunction.__call__ = call
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
