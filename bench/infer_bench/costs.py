@@ -33,6 +33,7 @@ def prefill_flops(spec: ModelSpec, *, prompt_tokens: int) -> int:
     last_prefix = f"layers.{len(layers)}."
     key_value_rows = 2 * last.num_kv_heads * last.head_dim
     every_token = key_value_rows * spec.shape.hidden_size
+    # less the rows just counted, which the last layer's matrix of q, k and v brings once more
     last_token = spec.shape.vocab_size * spec.shape.hidden_size - every_token
     for name, parameter in model_parameters(spec).items():
         if len(parameter.shape) != 2 or name in ("embed", "lm_head"):
