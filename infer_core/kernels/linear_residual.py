@@ -23,6 +23,11 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from infer_core.kernels.chain_parts import dot_rows, load_rows, load_vector, split_width
 from infer_core.kernels.chain_types import Tile, check_vectors
 
+# Registers a thread may take to merge parts: two programs of 8 warps leave a quarter of those of a
+# multiprocessor to the next kernel, which can start early only where it fits beside them. Left to
+# itself the compiler takes a few more, or fewer (64) and loads the parts later.
+MERGE_REGISTERS = 96
+
 
 def merge_parts_ref(partial: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:
     """Define the merge of attention parts; NaN rows are parts that hold no token yet."""
@@ -86,14 +91,19 @@ def _merge_parts(
             partials += (
                 tl.load(partial_ptr + (first + step) * WIDTH + cols, mask=mask[:, None], other=0.0),
             )
+        # one maximum for all of them, so that no exponential waits for the one before
+        new_best = best
         for step in tl.static_range(PARTS_AT_ONCE):
-            new_best = tl.maximum(best, lses[step])
+            new_best = tl.maximum(new_best, lses[step])
+        scale = tl.exp(best - new_best)
+        total *= scale
+        acc *= scale[:, None]
+        for step in tl.static_range(PARTS_AT_ONCE):
             share = tl.exp(lses[step] - new_best)
-            scale = tl.exp(best - new_best)
-            total = total * scale + share
-            acc = acc * scale[:, None] + share[:, None] * partials[step].to(tl.float32)
-            best = new_best
-    return tl.reshape(acc / total[:, None], (SIZE,))
+            total += share
+            acc += share[:, None] * partials[step].to(tl.float32)
+        best = new_best
+    return tl.reshape(acc * (1.0 / total)[:, None], (SIZE,))
 
 
 @triton.jit
@@ -115,6 +125,7 @@ def _linear_residual_kernel(
     SPLIT: tl.constexpr,
     VECTOR: tl.constexpr,
     PARTS_AT_ONCE: tl.constexpr,
+    ONE_TILE: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     PDL: tl.constexpr,
@@ -151,9 +162,11 @@ def _linear_residual_kernel(
         x_rest = x_rest.to(tl.float32)
 
     for _ in range(tl.program_id(0), tl.cdiv(num_rows, ROWS), tl.num_programs(0)):
-        # the next tile is on its way while this one is multiplied
+        # the next tile, if there is any, is on its way while this one is multiplied
         next_rows = rows + tl.num_programs(0) * ROWS
-        next_main, next_rest = load_rows(weight_ptr, next_rows, num_rows, WIDTH, MAIN, REST)
+        next_main, next_rest = main, rest
+        if not ONE_TILE:
+            next_main, next_rest = load_rows(weight_ptr, next_rows, num_rows, WIDTH, MAIN, REST)
 
         inside = rows < num_rows
         acc = dot_rows(main, rest, x_main, x_rest, REST)
@@ -161,7 +174,8 @@ def _linear_residual_kernel(
             acc += tl.load(bias_ptr + rows, mask=inside, other=0.0).to(tl.float32)
         if HAS_RESIDUAL:
             acc += residual.to(tl.float32)
-            residual = tl.load(residual_ptr + next_rows, mask=next_rows < num_rows, other=0.0)
+            if not ONE_TILE:
+                residual = tl.load(residual_ptr + next_rows, mask=next_rows < num_rows, other=0.0)
         tl.store(y_ptr + rows, acc.to(dtype), mask=inside)
 
         rows = next_rows
@@ -217,6 +231,9 @@ def linear_residual(
     main, rest = split_width(width)
     head_dim = 1 if lse is None else width // lse.shape[1]
     parts_at_once = 1 if lse is None else min(8, triton.next_power_of_2(lse.shape[0] - 1))
+    # with more to hold than these a thread would spill, which costs more than it gains
+    columns = main / (32 * tile.warps)
+    holds_little = x.element_size() <= 2 and columns <= 8 and tile.rows * columns <= 64
     _linear_residual_kernel[(min(programs, triton.cdiv(num_rows, tile.rows)),)](
         x,
         x if lse is None else lse,
@@ -235,10 +252,12 @@ def linear_residual(
         SPLIT=0 if lse is None else split,
         VECTOR=math.gcd(head_dim, min(8, max(1, main // (32 * tile.warps)))),
         PARTS_AT_ONCE=parts_at_once,
+        ONE_TILE=triton.cdiv(num_rows, tile.rows) <= programs,
         HAS_RESIDUAL=residual is not None,
         HAS_BIAS=bias is not None,
         PDL=pdl,
         num_warps=tile.warps,
+        maxnreg=MERGE_REGISTERS if lse is not None and holds_little else None,
         num_stages=1,
         launch_pdl=pdl,
     )

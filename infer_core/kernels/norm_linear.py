@@ -92,6 +92,7 @@ def _norm_linear_kernel(
     WEIGHT_OFFSET: tl.constexpr,
     WEIGHT_IN_FP32: tl.constexpr,
     ADD_NORMED: tl.constexpr,
+    ONE_TILE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     GATED: tl.constexpr,
@@ -124,11 +125,12 @@ def _norm_linear_kernel(
 
     dtype = y_ptr.dtype.element_ty
     for _ in range(tl.program_id(0), tl.cdiv(num_rows, ROWS), tl.num_programs(0)):
-        # the next tile is on its way while this one is multiplied
+        # the next tile, if there is any, is on its way while this one is multiplied
         next_rows = rows + tl.num_programs(0) * ROWS
-        next_main, next_rest = load_rows(weight_ptr, next_rows, num_rows, WIDTH, MAIN, REST)
-        next_up_main, next_up_rest = next_main, next_rest
-        if GATED:
+        next_main, next_rest, next_up_main, next_up_rest = main, rest, up_main, up_rest
+        if not ONE_TILE:
+            next_main, next_rest = load_rows(weight_ptr, next_rows, num_rows, WIDTH, MAIN, REST)
+        if GATED and not ONE_TILE:
             next_up_main, next_up_rest = load_rows(up_ptr, next_rows, num_rows, WIDTH, MAIN, REST)
 
         inside = rows < num_rows
@@ -211,6 +213,7 @@ def norm_linear(
         WEIGHT_OFFSET=norm.weight_offset,
         WEIGHT_IN_FP32=norm.weight_in_fp32,
         ADD_NORMED=delta is not None,
+        ONE_TILE=triton.cdiv(num_rows, tile.rows) <= programs,
         HAS_BIAS=bias is not None,
         ACTIVATION=activation,
         GATED=gated,
