@@ -25,7 +25,7 @@ def test_core_and_one_example_list_one_architecture_and_run_the_quick_suite(core
     run = environment(core, "infer_olmo2", tmp_path)
 
     listed = run("infer", "plugins", "list", "--json")
-    measured = run("infer-bench", "--suite", "quick", "--no-save")
+    measured = run("infer-bench", "--suite", "quick", "--max-trials", "3", "--no-save")
 
     assert listed.returncode == 0, listed.stderr
     (plugin,) = json.loads(listed.stdout)["plugins"]
@@ -39,7 +39,15 @@ def test_a_plugin_with_its_own_decoder_is_reported_as_unfused(core, tmp_path):
     run = environment(core, "infer_parallel_toy", tmp_path)
 
     measured = run(
-        "infer-bench", "--prompt-tokens", "8", "--max-new-tokens", "4", "--output-dir", "reports"
+        "infer-bench",
+        "--prompt-tokens",
+        "8",
+        "--max-new-tokens",
+        "4",
+        "--max-trials",
+        "3",
+        "--output-dir",
+        "reports",
     )
 
     assert measured.returncode == 0, measured.stdout + measured.stderr
