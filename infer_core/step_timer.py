@@ -50,11 +50,12 @@ class StepTimer:
             max_context=self._context,
             tiles=tiles,
         )
-        graph = _capture(chain)
-        return fmean(_step_us(chain, graph, int(share * self._context)) for share in SHARES)
+        graph = capture(chain)
+        return fmean(step_us(chain, graph, int(share * self._context)) for share in SHARES)
 
 
-def _capture(chain: DecodeChain) -> torch.cuda.CUDAGraph:
+def capture(chain: DecodeChain) -> torch.cuda.CUDAGraph:
+    """Capture one greedy step, and compile its kernels before."""
     chain.begin(0, 0)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -67,7 +68,8 @@ def _capture(chain: DecodeChain) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def _step_us(chain: DecodeChain, graph: torch.cuda.CUDAGraph, position: int) -> float:
+def step_us(chain: DecodeChain, graph: torch.cuda.CUDAGraph, position: int) -> float:
+    """Microseconds a captured step takes from `position` on; median of the repeats."""
     times: list[float] = []
     for _ in range(REPEATS):
         chain.begin(0, position)

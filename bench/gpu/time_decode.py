@@ -35,10 +35,9 @@ from infer_core.model_source import resolve_model
 from infer_core.ops import ops_for
 from infer_core.plugins import load_registry
 from infer_core.specs import ModelSpec
-from infer_core.step_timer import _capture
+from infer_core.step_timer import capture, step_us
 
 POSITIONS = {128: 40, 512: 352, 1152: 560, 2048: 1500}  # by the context that is captured for
-STEPS = 48
 ROUNDING = 0.06  # of the largest logit, in bf16; validate.py sees 0.014 to 0.018 against fp32
 BUILT_IN = "built-in"
 
@@ -89,7 +88,7 @@ class Placement:
                     max_context=context,
                     tiles=replace(built_in, **tiles),
                 )
-                graph = _capture(chain)
+                graph = capture(chain)
                 for tensor in (*cache.keys, *cache.values):
                     tensor.zero_()
                 chain.begin(1, position)
@@ -99,15 +98,7 @@ class Placement:
 
     def step_us(self, name: str, context: int) -> float:
         """Time steps back to back; microseconds of one."""
-        chain, graph = self.steps[name, context]
-        chain.begin(1, POSITIONS[context])
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(STEPS):
-            graph.replay()
-        stop.record()
-        stop.synchronize()
-        return start.elapsed_time(stop) / STEPS * 1e3
+        return step_us(*self.steps[name, context], POSITIONS[context])
 
     def errors(self) -> Iterator[tuple[str, float]]:
         """Give the largest difference of each one's logits to the built-in tiles', by name."""

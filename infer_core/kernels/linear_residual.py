@@ -234,7 +234,8 @@ def linear_residual(
     # with more to hold than these a thread would spill, which costs more than it gains
     columns = main / (32 * tile.warps)
     holds_little = x.element_size() <= 2 and columns <= 8 and tile.rows * columns <= 64
-    _linear_residual_kernel[(min(programs, triton.cdiv(num_rows, tile.rows)),)](
+    num_tiles = triton.cdiv(num_rows, tile.rows)
+    _linear_residual_kernel[(min(programs, num_tiles),)](
         x,
         x if lse is None else lse,
         x if position is None else position,
@@ -252,7 +253,7 @@ def linear_residual(
         SPLIT=0 if lse is None else split,
         VECTOR=math.gcd(head_dim, min(8, max(1, main // (32 * tile.warps)))),
         PARTS_AT_ONCE=parts_at_once,
-        ONE_TILE=triton.cdiv(num_rows, tile.rows) <= programs,
+        ONE_TILE=num_tiles <= programs,
         HAS_RESIDUAL=residual is not None,
         HAS_BIAS=bias is not None,
         PDL=pdl,

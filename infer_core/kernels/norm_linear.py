@@ -195,7 +195,8 @@ def norm_linear(
             f"got activation {activation!r}, {weight.shape[0]} rows"
         )
     main, rest = split_width(hidden)
-    _norm_linear_kernel[(min(programs, triton.cdiv(num_rows, tile.rows)),)](
+    num_tiles = triton.cdiv(num_rows, tile.rows)
+    _norm_linear_kernel[(min(programs, num_tiles),)](
         x,
         x if delta is None else delta,
         x if x_out is None else x_out,
@@ -213,7 +214,7 @@ def norm_linear(
         WEIGHT_OFFSET=norm.weight_offset,
         WEIGHT_IN_FP32=norm.weight_in_fp32,
         ADD_NORMED=delta is not None,
-        ONE_TILE=triton.cdiv(num_rows, tile.rows) <= programs,
+        ONE_TILE=num_tiles <= programs,
         HAS_BIAS=bias is not None,
         ACTIVATION=activation,
         GATED=gated,
