@@ -20,7 +20,7 @@ from torch import Tensor
 
 from infer_core.chain_tiles import ChainTiles, attention_split, default_tiles
 from infer_core.fused_sampling import FusedSampling
-from infer_core.kernels._common import num_multiprocessors
+from infer_core.kernels._common import has_pdl, num_multiprocessors
 from infer_core.kernels.chain_attention import chain_attention
 from infer_core.kernels.chain_types import Norm, Tile
 from infer_core.kernels.linear_residual import linear_residual
@@ -280,8 +280,3 @@ class DecodeChain:
 def supports(spec: ModelSpec) -> bool:
     """Whether the fused kernels cover all that the spec asks for."""
     return not spec.uncommon
-
-
-def has_pdl(device: torch.device) -> bool:
-    """Whether the device can start a kernel before its predecessor ends."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)

@@ -95,6 +95,20 @@ def graph_pools():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("prompt_len", [5, 64, 200])
+def test_kernels_that_start_early_change_no_logit(prompt_len, monkeypatch):
+    spec = toy_spec(max_context=512)
+    engine = Engine(spec, dummy_weights(spec, device="cuda", dtype=torch.bfloat16))
+    ids = [token % spec.shape.vocab_size for token in range(prompt_len + 20)]
+    early = engine.score(ids, prompt_len=prompt_len)
+    for module in ("decode_chain", "kernels._common"):
+        monkeypatch.setattr(f"infer_core.{module}.has_pdl", lambda _: False)
+    engine.release()
+
+    assert torch.equal(engine.score(ids, prompt_len=prompt_len), early)
+
+
+@pytest.mark.gpu
 def test_graphs_of_many_lengths_share_their_memory_and_stay_right():
     spec = toy_spec(max_context=4096)
     parameters = dummy_weights(spec, device="cuda", dtype=torch.float32)

@@ -1,18 +1,21 @@
-"""Look for races in the decode chain: the same tokens with and without early launches (PDL).
+"""Look for races between kernels: the same results with and without early launches (PDL).
 
-For every installed reference model, dummy weights, greedy and sampled: steps with programmatic
-dependent launch, twice, the second time while another process keeps the GPU busy, and once without
-it. Every id must agree. A kernel that reads too early shows up as a token that depends on timing.
+For every installed reference model, dummy weights: prompts of several lengths, again and again, and
+decode steps, greedy and sampled; with programmatic dependent launch, twice, the second time while
+another process keeps the GPU busy, and once without it. Every logit of the prompts and every id
+must agree. A kernel that reads too early shows up as a result that depends on timing.
 
-    python bench/gpu/check_pdl.py [--model NAME ...] [--steps 5000]
+    python bench/gpu/check_pdl.py [--model NAME ...] [--steps 5000] [--prefills 200]
 
-Needs an NVIDIA GPU of compute capability >= 9.0. Prints one line a model and kind, exits 1 on a
-difference.
+Needs an NVIDIA GPU of compute capability >= 9.0. Prints one line a model and prompt length or kind,
+exits 1 on a difference.
 """
 
 import argparse
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from unittest import mock
 
 import torch
@@ -26,6 +29,7 @@ KINDS = {
     "full-pipe": SamplingParams(temperature=0.8, top_k=50, top_p=0.9, repetition_penalty=1.1),
     "top-p only": SamplingParams(temperature=0.8, top_p=0.9),
 }
+PROMPTS = (5, 64, 128, 256, 512, 1024)
 LOAD = """
 import torch
 a = torch.randn(6144, 6144, device="cuda", dtype=torch.bfloat16)
@@ -33,48 +37,90 @@ while True:
     for _ in range(50):
         a @ a
     torch.cuda.synchronize()
+    print(flush=True)
 """
 
 
-def generate(engine: Engine, prompt: list[int], steps: int, sampling: SamplingParams) -> list[int]:
-    """Tokens of one request, EOS ignored."""
-    return engine.generate(
-        prompt, max_new_tokens=steps + 1, sampling=sampling, ignore_eos=True
-    ).tokens
-
-
-def check(name: str, steps: int) -> bool:
-    """Compare the runs of one model, kind by kind."""
-    engine = Engine.load(name, device="cuda", weights="dummy")
-    same = [check_kind(engine, name, kind, steps) for kind in KINDS]
-    return all(same)
-
-
-def check_kind(engine: Engine, name: str, kind: str, steps: int) -> bool:
-    """Compare three runs."""
-    sampling = KINDS[kind]
-    engine.release()
-    vocab = engine.spec.shape.vocab_size
-    prompt = torch.randint(vocab, (64,), generator=torch.Generator().manual_seed(2)).tolist()
-    early = generate(engine, prompt, steps, sampling)
-    load = subprocess.Popen([sys.executable, "-c", LOAD])
+@contextmanager
+def busy() -> Iterator[None]:
+    """Keep the GPU busy from another process."""
+    load = subprocess.Popen([sys.executable, "-c", LOAD], stdout=subprocess.PIPE)
+    assert load.stdout is not None
+    load.stdout.readline()  # it is at work
     try:
-        loaded = generate(engine, prompt, steps, sampling)
+        yield
     finally:
         load.kill()
         load.wait()
-    with mock.patch("infer_core.decode_chain.has_pdl", return_value=False):
-        engine.release()
-        ordered = generate(engine, prompt, steps, sampling)
-    same = early == loaded == ordered
-    first = next(
-        (i for i, ids in enumerate(zip(early, loaded, ordered, strict=True)) if len(set(ids)) > 1),
-        None,
+
+
+@contextmanager
+def in_order() -> Iterator[None]:
+    """Start a kernel only when the one before has ended."""
+    with (
+        mock.patch("infer_core.decode_chain.has_pdl", return_value=False),
+        mock.patch("infer_core.kernels._common.has_pdl", return_value=False),
+    ):
+        yield
+
+
+@torch.inference_mode()
+def prefill(engine: Engine, num_tokens: int, repeats: int) -> torch.Tensor:
+    """Capture the prefill of a prompt anew; the logits [repeats, vocab_size] of its replays."""
+    engine.release()
+    engine.generate(prompt(engine, num_tokens), max_new_tokens=1, ignore_eos=True)
+    graphs = engine._latest._graphs
+    graph, logits = next(kept for key, kept in graphs.items() if key.rows)
+    runs = []
+    for _ in range(repeats):
+        graph.replay()
+        runs.append(logits[0].clone())
+    return torch.stack(runs)
+
+
+def decode(engine: Engine, sampling: SamplingParams, steps: int) -> torch.Tensor:
+    """Capture a step anew; the tokens [1, steps + 1] of one request, EOS ignored."""
+    engine.release()
+    result = engine.generate(
+        prompt(engine, 64), max_new_tokens=steps + 1, sampling=sampling, ignore_eos=True
     )
-    where = "" if same else f", first difference at {first}"
-    distinct = len(set(early))
-    verdict = "ok  " if same else "FAIL"
-    print(f"{verdict} {name} {kind}: {steps} steps, {distinct} distinct ids{where}")
+    return torch.tensor([result.tokens])
+
+
+def prompt(engine: Engine, num_tokens: int) -> list[int]:
+    """A prompt of chance, the same every time."""
+    generator = torch.Generator().manual_seed(num_tokens)
+    return torch.randint(engine.spec.shape.vocab_size, (num_tokens,), generator=generator).tolist()
+
+
+def run(engine: Engine, steps: int, prefills: int) -> dict[str, torch.Tensor]:
+    """Run every prompt length and kind of sampling: its results by name, a row a run."""
+    results = {f"{n} tokens of prompt": prefill(engine, n, prefills) for n in PROMPTS}
+    for kind, sampling in KINDS.items():
+        results[f"{steps} steps, {kind}"] = decode(engine, sampling, steps)
+    return results
+
+
+def check(name: str, steps: int, prefills: int) -> bool:
+    """Compare the runs of one model."""
+    engine = Engine.load(name, device="cuda", weights="dummy")
+    with in_order():
+        ordered = run(engine, steps, 1)
+    early = run(engine, steps, prefills)
+    with busy():
+        loaded = run(engine, steps, prefills)
+    same = True
+    for case, expected in ordered.items():
+        runs = torch.cat([early[case], loaded[case]])
+        differs = runs != expected
+        wrong = int(differs.any(dim=1).sum())
+        same &= not wrong
+        where = (
+            f", {wrong} differ, first at {int(differs.any(dim=0).nonzero()[0])}" if wrong else ""
+        )
+        distinct = len(expected.unique())
+        verdict = "FAIL" if wrong else "ok  "
+        print(f"{verdict} {name}: {case}, {len(runs)} times, {distinct} distinct values{where}")
     return same
 
 
@@ -83,9 +129,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", nargs="*")
     parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--prefills", type=int, default=200)
     arguments = parser.parse_args()
     names = arguments.model or [m.name for _, m in load_registry().reference_models()]
-    return int(not all(check(name, arguments.steps) for name in names))
+    return int(not all(check(name, arguments.steps, arguments.prefills) for name in names))
 
 
 if __name__ == "__main__":

@@ -111,6 +111,8 @@ def compile_model(spec: ModelSpec, capability: int, num_sms: int) -> list[tuple[
                 stack.enter_context(mock.patch(f"infer_core.{module}.{name}", return_value=size))
         name = "infer_core.kernels._common.has_tma"
         stack.enter_context(mock.patch(name, return_value=capability >= 90))
+        name = "infer_core.kernels._common.has_pdl"
+        stack.enter_context(mock.patch(name, return_value=capability >= 90))
         name = "infer_core.decode_chain.num_multiprocessors"
         stack.enter_context(mock.patch(name, return_value=num_sms))
         decoder = Decoder(spec, parameters, context=CONTEXT, ops=TRITON)

@@ -8,6 +8,7 @@ TILES is KIND:N,N,... or several of them joined by +, which are tried together. 
     activation             tokens, rows, width, warps, stages[, 1, 1 to cut tiles in two]
     attn_out and mlp_out   tokens, rows, width, warps, stages[, parts]
     alone_from             tokens from which on the last layer ends for one token alone
+    early_start            0: a kernel starts only when the one before it has ended
 
 All are timed once a round, in an order of chance, with the built-in tiles among them, since a GPU
 slows down as it warms up, and each time at other addresses. Prints medians and ranges over the
@@ -28,7 +29,7 @@ import torch
 from profile_prefill import median_ms
 
 from infer_core import Engine, decoder
-from infer_core.kernels import attention, linear
+from infer_core.kernels import _common, attention, linear
 from infer_core.kernels.attention import AttentionTile
 from infer_core.kernels.linear import LinearTile, parts_tile
 
@@ -40,6 +41,7 @@ KINDS = {
     "attn_out": LinearTile,
     "mlp_out": LinearTile,
     "alone_from": int,
+    "early_start": int,
 }
 
 
@@ -74,6 +76,9 @@ def use(tiles: dict[str, Any], mlp_width: int) -> ExitStack:
             stack.enter_context(mock.patch.object(module, f"{kind}_tile", always))
     if "alone_from" in tiles:
         stack.enter_context(mock.patch.object(decoder, "ALONE_FROM", tiles["alone_from"]))
+    if "early_start" in tiles:
+        always = lambda _: bool(tiles["early_start"])  # noqa: E731
+        stack.enter_context(mock.patch.object(_common, "has_pdl", always))
     return stack
 
 

@@ -8,6 +8,9 @@ import triton
 import triton.language as tl
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Tried on an H100, three models: 64, 128 and 256 tokens gain 2 to 6 %; from 384 on, where
+# programs come in several rounds, they lose up to 2 %.
+EARLY_START_TOKENS = 256
 
 
 @cache
@@ -103,6 +106,24 @@ def has_tma(device: torch.device) -> bool:
     Elsewhere Triton makes plain loads of them, which nothing overlaps and which spill registers.
     """
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@cache
+def has_pdl(device: torch.device) -> bool:
+    """Whether the device can start a kernel before its predecessor ends."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def early_start(num_tokens: int, device: torch.device) -> dict[str, bool]:
+    """Launch arguments of a kernel that may start before its predecessor ends, and waits for that.
+
+    The predecessor says from when on (`gdc_launch_dependents`). Those whose successors are small
+    do: large programs that start early gather on the multiprocessors that are done first, and
+    others idle later. Without a word, it is when all its programs have ended, which still saves
+    part of a launch.
+    """
+    pdl = num_tokens <= EARLY_START_TOKENS and has_pdl(device)
+    return {"PDL": pdl, "launch_pdl": pdl}
 
 
 def has_descriptors(*tensors: torch.Tensor) -> bool:

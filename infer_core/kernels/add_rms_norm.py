@@ -19,11 +19,13 @@ Source  pre-norm residual blocks, arXiv:2002.04745; the norm on a block's output
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from infer_core.kernels._common import (
     at_least_fp32,
     check_rows,
     check_tensor,
+    early_start,
     scale_by_norm_weight,
 )
 from infer_core.kernels.rms_norm import norm_warps, rms_norm_ref
@@ -75,6 +77,7 @@ def _add_rms_norm_kernel(
     NORM: tl.constexpr,
     WEIGHT_IN_FP32: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK_SIZE)
@@ -84,6 +87,8 @@ def _add_rms_norm_kernel(
     if NORM:
         weight = tl.load(weight_ptr + cols, mask=mask, other=0.0)
 
+    if PDL:
+        gdc_wait()  # above: only what no kernel before this one writes
     residual = tl.load(residual_ptr + row * stride_residual_row + cols, mask=mask, other=0.0)
     dtype = residual.dtype
     x_ptrs = x_ptr + row * stride_x_row + cols
@@ -93,6 +98,8 @@ def _add_rms_norm_kernel(
         for part in tl.static_range(1, NUM_PARTS):
             x += tl.load(x_ptrs + part * stride_x_part, mask=mask, other=0.0)
     x = x.to(dtype)
+    if PDL:
+        gdc_launch_dependents()
 
     if POST_NORM:
         x_fp32 = x.to(tl.float32)
@@ -172,5 +179,6 @@ def add_rms_norm(
         WEIGHT_IN_FP32=weight_in_fp32,
         BLOCK_SIZE=block_size,
         num_warps=norm_warps(block_size),
+        **early_start(residual.shape[0], residual.device),
     )
     return normed, new_residual

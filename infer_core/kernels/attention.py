@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from infer_core.kernels._common import (
@@ -35,6 +36,7 @@ from infer_core.kernels._common import (
     check_cache,
     check_heads,
     check_position,
+    early_start,
     has_descriptors,
     num_multiprocessors,
     shared_memory_bytes,
@@ -279,7 +281,10 @@ def _prefill_attention_kernel(
     BLOCK_DIM: tl.constexpr,
     BLOCK_VALUE: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        gdc_wait()
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     kv_head = tl.program_id(1).to(tl.int64)
     # the last tokens see the most keys: the longest programs first, or they end alone
@@ -349,6 +354,8 @@ def _prefill_attention_kernel(
         HEAD_DIM, WINDOW, SOFTCAP, BLOCK_N, BLOCK_DIM, BLOCK_VALUE, DESCRIPTORS, False,
     )  # fmt: skip
 
+    if PDL:
+        gdc_launch_dependents()
     y = acc / total[:, None]  # a stored row has total > 0: it sees itself
     value_dims = value_part * BLOCK_VALUE + tl.arange(0, BLOCK_VALUE)
     y_ptrs = y_ptr + wide_tokens * stride_y_row + head_cols + value_dims[None, :]
@@ -435,6 +442,7 @@ def prefill_attention(
         DESCRIPTORS=descriptors,
         num_warps=tile.warps,
         num_stages=tile.stages,
+        **early_start(num_tokens, qkv.device),
     )
     return y
 

@@ -28,10 +28,12 @@ from dataclasses import dataclass, replace
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from infer_core.kernels._common import (
     check_rows,
+    early_start,
     has_descriptors,
     num_multiprocessors,
     shared_memory_bytes,
@@ -159,7 +161,13 @@ def _linear_kernel(
     GATED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HALVES: tl.constexpr,
+    RELEASE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        gdc_wait()
+    if PDL and RELEASE:
+        gdc_launch_dependents()
     # num_rows counts columns of y. The first `whole_rows` tiles of them are whole; two programs
     # share each of the others, which there are with HALVES only.
     token_tiles = tl.cdiv(num_tokens, BLOCK_TOKENS)
@@ -239,7 +247,7 @@ def linear_parts(
     tile = parts_tile(x.shape[0], num_rows, width, num_multiprocessors(x.device))
     if tile is None or not has_descriptors(x, weight):
         return torch.nn.functional.linear(x, weight, bias)[None]
-    return launch_linear(x, weight, bias, tile)
+    return launch_linear(x, weight, bias, tile, release=True)  # `add_rms_norm` comes next
 
 
 def launch_linear(
@@ -250,8 +258,13 @@ def launch_linear(
     *,
     activation: str | None = None,
     gated: bool = False,
+    release: bool = False,
 ) -> torch.Tensor:
-    """Launch the kernel with a tile; returns [parts, num_tokens, columns], float32 if several."""
+    """Launch the kernel with a tile; returns [parts, num_tokens, columns], float32 if several.
+
+    `release`: let the next kernel start beside this one, for one with small programs: see
+    `early_start`.
+    """
     num_weights = 2 if gated else 1
     tile = fit_tile(tile, num_weights, x.element_size(), shared_memory_bytes(x.device))
     num_tokens, width = x.shape
@@ -290,8 +303,10 @@ def launch_linear(
         GATED=gated,
         HAS_BIAS=bias is not None,
         HALVES=has_halves,
+        RELEASE=release,
         num_warps=tile.warps,
         num_stages=tile.stages,
+        **early_start(num_tokens, x.device),
     )
     return y
 

@@ -21,6 +21,7 @@ leave the caches out and call `write_kv` afterwards.
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
 
 from infer_core.kernels._common import (
     at_least_fp32,
@@ -28,6 +29,7 @@ from infer_core.kernels._common import (
     check_heads,
     check_position,
     check_tensor,
+    early_start,
     scale_by_norm_weight,
 )
 from infer_core.kernels.rms_norm import rms_norm_ref
@@ -117,7 +119,10 @@ def _qk_norm_rope_kernel(
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        gdc_wait()
     dtype: tl.constexpr = qkv_ptr.dtype.element_ty
     token = tl.program_id(0).to(tl.int64)
     position = tl.load(start_ptr) + token
@@ -266,6 +271,7 @@ def qk_norm_rope(
         BLOCK_REST=triton.next_power_of_2(max(1, head_dim - 2 * half)),
         BLOCK_DIM=block_dim,
         num_warps=4,
+        **early_start(qkv.shape[0], qkv.device),
     )
 
 

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from infer_core.kernels._common import (
+    early_start,
     has_descriptors,
     num_multiprocessors,
     scale_by_norm_weight,
@@ -107,7 +109,10 @@ def _qkv_linear_kernel(
     WEIGHT_IN_FP32: tl.constexpr,
     WRITE_KV: tl.constexpr,
     PADDED: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        gdc_wait()
     NUM_ROWS: tl.constexpr = (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM
     dtype: tl.constexpr = y_ptr.dtype.element_ty
     first_token = tl.program_id(0) * BLOCK_TOKENS
@@ -272,6 +277,7 @@ def qkv_linear(
         PADDED=count is not None,
         num_warps=tile.warps,
         num_stages=tile.stages,
+        **early_start(x.shape[0], x.device),
     )
     return qkv
 
