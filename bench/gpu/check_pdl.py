@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from unittest import mock
 
 import torch
@@ -78,7 +79,7 @@ def prefill(engine: Engine, num_tokens: int, repeats: int) -> torch.Tensor:
     return torch.stack(runs)
 
 
-def decode(engine: Engine, sampling: SamplingParams, steps: int) -> torch.Tensor:
+def decode(engine: Engine, sampling: SamplingParams, steps: int, _: int) -> torch.Tensor:
     """Capture a step anew; the tokens [1, steps + 1] of one request, EOS ignored."""
     engine.release()
     result = engine.generate(
@@ -93,34 +94,29 @@ def prompt(engine: Engine, num_tokens: int) -> list[int]:
     return torch.randint(engine.spec.shape.vocab_size, (num_tokens,), generator=generator).tolist()
 
 
-def run(engine: Engine, steps: int, prefills: int) -> dict[str, torch.Tensor]:
-    """Run every prompt length and kind of sampling: its results by name, a row a run."""
-    results = {f"{n} tokens of prompt": prefill(engine, n, prefills) for n in PROMPTS}
-    for kind, sampling in KINDS.items():
-        results[f"{steps} steps, {kind}"] = decode(engine, sampling, steps)
-    return results
-
-
 def check(name: str, steps: int, prefills: int) -> bool:
-    """Compare the runs of one model."""
+    """Compare the runs of one model: in order, early, and early beside a busy process."""
     engine = Engine.load(name, device="cuda", weights="dummy")
+    cases = {f"{n} tokens of prompt": partial(prefill, engine, n) for n in PROMPTS}
+    for kind, sampling in KINDS.items():
+        cases[f"{steps} steps, {kind}"] = partial(decode, engine, sampling, steps)
     with in_order():
-        ordered = run(engine, steps, 1)
-    early = run(engine, steps, prefills)
-    with busy():
-        loaded = run(engine, steps, prefills)
+        ordered = {case: run(1) for case, run in cases.items()}
+    early = {case: run(prefills) for case, run in cases.items()}
     same = True
-    for case, expected in ordered.items():
-        runs = torch.cat([early[case], loaded[case]])
-        differs = runs != expected
-        wrong = int(differs.any(dim=1).sum())
-        same &= not wrong
-        where = (
-            f", {wrong} differ, first at {int(differs.any(dim=0).nonzero()[0])}" if wrong else ""
-        )
-        distinct = len(expected.unique())
-        verdict = "FAIL" if wrong else "ok  "
-        print(f"{verdict} {name}: {case}, {len(runs)} times, {distinct} distinct values{where}")
+    with busy():
+        for case, run in cases.items():
+            runs = torch.cat([early.pop(case), run(prefills)])
+            differs = runs != ordered[case]
+            wrong = int(differs.any(dim=1).sum())
+            same &= not wrong
+            first = int(differs.any(dim=0).nonzero()[0]) if wrong else 0
+            print(
+                f"{'FAIL' if wrong else 'ok  '} {name}: {case}, {len(runs)} times, "
+                f"{len(ordered[case].unique())} distinct values"
+                + (f", {wrong} times different, first at {first}" if wrong else ""),
+                flush=True,
+            )
     return same
 
 
