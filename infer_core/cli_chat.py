@@ -85,9 +85,9 @@ def chat(
         seed=seed,
         stop=stop,
     )
-    from infer_core.conversation import Conversation
-
     with _load(model, revision, device, dtype.value if dtype else None, context, quiet) as llm:
+        from infer_core.conversation import Conversation
+
         variables = None if think is None else {"enable_thinking": think}
         conversation = Conversation(llm, system=system, params=params, variables=variables)
         interactive = sys.stdin.isatty()
@@ -116,6 +116,12 @@ def _load(
     quiet: bool,
 ) -> "LLM":
     """Load the model; one without tokenizer or chat template fails before weights are read."""
+    from infer_core.model_source import check_name
+    from infer_core.plugins import load_registry
+
+    registry = load_registry()
+    check_name(model, registry)  # before torch is imported, which takes seconds
+
     from infer_core.device import pick_device
     from infer_core.engine import find_model
     from infer_core.llm import LLM, load_chat_template
@@ -124,7 +130,7 @@ def _load(
     if quiet:
         hide_progress()
     device = pick_device(device)
-    found = find_model(model, device=device, dtype=dtype, revision=revision)
+    found = find_model(model, device=device, dtype=dtype, revision=revision, registry=registry)
     load_chat_template(found.name, found.checkpoint, None)
     if not has_tokenizer(found.checkpoint):
         raise no_tokenizer(found.name, found.checkpoint)

@@ -81,6 +81,12 @@ def generate(
     if not text:
         raise RequestError("the prompt is empty; give some text")
 
+    from infer_core.model_source import check_name
+    from infer_core.plugins import load_registry
+
+    registry = load_registry()
+    check_name(model, registry)  # before torch is imported, which takes seconds
+
     from infer_core.device import pick_device
     from infer_core.engine import find_model
     from infer_core.llm import LLM
@@ -90,7 +96,7 @@ def generate(
         hide_progress()
     device = pick_device(device)
     dtype_name: DType | None = dtype.value if dtype else None
-    found = find_model(model, device=device, dtype=dtype_name, revision=revision)
+    found = find_model(model, device=device, dtype=dtype_name, revision=revision, registry=registry)
     if not has_tokenizer(found.checkpoint):  # said before the weights are read
         raise no_tokenizer(found.name, found.checkpoint)
     with LLM(found, device=device, dtype=dtype_name) as llm:

@@ -29,6 +29,23 @@ class ResolvedModel:
     commit: str | None = None
 
 
+def check_name(model: str, registry: PluginRegistry) -> None:
+    """Refuse what is no folder, no installed reference model and no hub id; reads no file.
+
+    Raises:
+        ModelNotFound: names the reference models that are installed.
+    """
+    folder = Path(model).expanduser()
+    known = {reference.name for _, reference in registry.reference_models()}
+    if folder.is_dir() or model in known:
+        return
+
+    from infer_core import hub  # no cost for those who need none of it
+
+    if not hub.is_hub_id(model):
+        raise ModelNotFound(_not_found(model, folder, known))
+
+
 def resolve_model(
     model: str,
     registry: PluginRegistry,
@@ -53,21 +70,19 @@ def resolve_model(
         WeightError: the repository holds no safetensors.
         ConfigError, UnknownArchitecture, PluginError: the config.json cannot be served.
     """
+    check_name(model, registry)
     folder = Path(model).expanduser()
     if folder.is_dir():
         _refuse_revision(revision, f"{model} is a folder")
         config = read_config(folder)
         name = folder.resolve().name
         return ResolvedModel(name, name, config, registry.resolve(config), folder)
-    known = {reference.name for _, reference in registry.reference_models()}
-    if model in known:
+    if any(model == reference.name for _, reference in registry.reference_models()):
         _refuse_revision(revision, f"{model} is a reference model, whose revision is fixed")
         return _reference_model(model, registry, tiny=device == "cpu")
 
-    from infer_core import hub  # no cost for those who need none of it
+    from infer_core import hub
 
-    if not hub.is_hub_id(model):
-        raise ModelNotFound(_not_found(model, folder, known))
     found = hub.find_hub_model(model, revision)
     config = read_config(found.folder)
     spec = registry.resolve(config)  # before gigabytes are downloaded in vain

@@ -1,8 +1,8 @@
 """Tiles measured on this GPU, kept in the user's cache folder; the defaults hold without them.
 
-A file a key: GPU, shapes, dtype and Triton version. Its name is a hash, its content the key and the
-tiles, so that a reader sees what they are for. A file that cannot be used is ignored, with a
-warning: tiles change speed, never results.
+A file a key: GPU, shapes, dtype, and the versions of Triton and of the kernels. Its name is a hash,
+its content the key and the tiles, so that a reader sees what they are for. A file that cannot be
+used is ignored, with a warning: tiles change speed, never results.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import triton
 
+import infer_core
 from infer_core.chain_tiles import ChainTiles
 from infer_core.kernels.chain_types import AttentionTile, Tile
 from infer_core.specs import ModelSpec
@@ -46,6 +47,7 @@ def tiles_key(spec: ModelSpec, dtype: torch.dtype, gpu: str) -> dict[str, Any]:
         "gpu": gpu,
         "dtype": str(dtype),
         "triton": triton.__version__,
+        "infer_core": infer_core.__version__,
         "hidden_size": spec.shape.hidden_size,
         "intermediate_size": spec.shape.intermediate_size,
         "vocab_size": spec.shape.vocab_size,

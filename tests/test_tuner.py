@@ -23,10 +23,12 @@ def test_tiles_come_back_as_they_were_saved(tmp_path):
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
 
 
-def test_tiles_of_another_gpu_are_not_found(tmp_path):
-    save_tiles(key(), TILES, tmp_path)
+@pytest.mark.parametrize("change", [{"gpu": "another GPU"}, {"infer_core": "0.0.1"}])
+def test_tiles_of_another_gpu_or_release_are_not_found(tmp_path, change):
+    save_tiles(key(**change), TILES, tmp_path)
 
-    assert load_tiles(key(gpu="another GPU"), tmp_path) is None
+    assert load_tiles(key(**change), tmp_path) == TILES
+    assert load_tiles(key(), tmp_path) is None
 
 
 def test_the_key_depends_on_the_shape_alone_and_not_on_the_name():
