@@ -11,6 +11,8 @@ Dtypes  all share one of float32, float16, bfloat16 (parts may be float32); sums
         float32. x, y, its product with the scale and new_residual are each rounded to the dtype,
         as in the models.
 Bound   memory: moves x.nbytes + 3 * residual.nbytes + weight.nbytes (twice with post_weight).
+Order   the weights may be read while the kernel before still runs (`early_start`), so that must
+        not be the one that writes them; all else is read when it has ended.
 Source  pre-norm residual blocks, arXiv:2002.04745; the norm on a block's output is that of the
         published Gemma 2 and 3 models, without one on the input that of OLMo 2
         (arXiv:2501.00656); the residual scale is that of the published Granite 3 models.
