@@ -53,8 +53,9 @@ $(INSTALLED): pyproject.toml $(PLUGINS:=/pyproject.toml) constraints.txt
 			"(Debian, Ubuntu: apt install python3-venv), or name another: make PYTHON=..." >&2; exit 1; }
 	@$(BIN)/python -c "import pip; exec($(NEW_ENOUGH))" 2>/dev/null || '$(PYTHON)' -m venv --clear $(VENV)
 	@echo 'installing into $(VENV) (the first time this downloads torch)'
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -c constraints.txt \
 		-e '.[test,lint]' $(PLUGINS:%=-e %)
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true  # pip would on one core
 	@touch $@
 
 clean:
