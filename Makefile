@@ -55,7 +55,8 @@ $(INSTALLED): pyproject.toml $(PLUGINS:=/pyproject.toml) constraints.txt
 	@echo 'installing into $(VENV) (the first time this downloads torch)'
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -c constraints.txt \
 		-e '.[test,lint]' $(PLUGINS:%=-e %)
-	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true  # pip would on one core
+# pip would do this on one core; files for a newer Python fail, there as here
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true
 	@touch $@
 
 clean:

@@ -27,6 +27,7 @@ from infer_core.cli_options import (
     TopP,
     hide_progress,
     note,
+    plugins_for,
     sampling_params,
     show,
     summary,
@@ -116,19 +117,15 @@ def _load(
     quiet: bool,
 ) -> "LLM":
     """Load the model; one without tokenizer or chat template fails before weights are read."""
-    from infer_core.model_source import check_name
-    from infer_core.plugins import load_registry
-
-    registry = load_registry()
-    check_name(model, registry)  # before torch is imported, which takes seconds
+    if quiet:
+        hide_progress()
+    registry = plugins_for(model)
 
     from infer_core.device import pick_device
     from infer_core.engine import find_model
     from infer_core.llm import LLM, load_chat_template
     from infer_core.tokenizer import has_tokenizer, no_tokenizer
 
-    if quiet:
-        hide_progress()
     device = pick_device(device)
     found = find_model(model, device=device, dtype=dtype, revision=revision, registry=registry)
     load_chat_template(found.name, found.checkpoint, None)

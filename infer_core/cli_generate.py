@@ -23,6 +23,7 @@ from infer_core.cli_options import (
     TopP,
     hide_progress,
     note,
+    plugins_for,
     sampling_params,
     show,
     summary,
@@ -81,19 +82,15 @@ def generate(
     if not text:
         raise RequestError("the prompt is empty; give some text")
 
-    from infer_core.model_source import check_name
-    from infer_core.plugins import load_registry
-
-    registry = load_registry()
-    check_name(model, registry)  # before torch is imported, which takes seconds
+    if quiet:
+        hide_progress()
+    registry = plugins_for(model)
 
     from infer_core.device import pick_device
     from infer_core.engine import find_model
     from infer_core.llm import LLM
     from infer_core.tokenizer import has_tokenizer, no_tokenizer
 
-    if quiet:
-        hide_progress()
     device = pick_device(device)
     dtype_name: DType | None = dtype.value if dtype else None
     found = find_model(model, device=device, dtype=dtype_name, revision=revision, registry=registry)

@@ -12,6 +12,7 @@ from infer_core.errors import RequestError
 
 if TYPE_CHECKING:
     from infer_core.completion import Completion
+    from infer_core.plugins import PluginRegistry
     from infer_core.sampling_params import SamplingParams
 
 
@@ -73,6 +74,20 @@ def sampling_params(**options: Any) -> "SamplingParams":
         if first["type"] == "value_error":  # our own words
             raise RequestError(option + first["msg"].removeprefix("Value error, ")) from error
         raise RequestError(f"{option}{first['msg']}, not {first['input']}") from error
+
+
+def plugins_for(model: str) -> "PluginRegistry":
+    """Load the plugins; a model that cannot exist is told before torch, which takes seconds.
+
+    Raises:
+        ModelNotFound: `model` is no folder, no installed reference model and no hub id.
+    """
+    from infer_core.model_source import check_name
+    from infer_core.plugins import load_registry
+
+    registry = load_registry()
+    check_name(model, registry)
+    return registry
 
 
 def hide_progress() -> None:

@@ -247,7 +247,7 @@ def linear_parts(
     tile = parts_tile(x.shape[0], num_rows, width, num_multiprocessors(x.device))
     if tile is None or not has_descriptors(x, weight):
         return torch.nn.functional.linear(x, weight, bias)[None]
-    return launch_linear(x, weight, bias, tile, release=True)  # `add_rms_norm` comes next
+    return launch_linear(x, weight, bias, tile, release=True)  # a norm follows
 
 
 def launch_linear(
@@ -262,8 +262,7 @@ def launch_linear(
 ) -> torch.Tensor:
     """Launch the kernel with a tile; returns [parts, num_tokens, columns], float32 if several.
 
-    `release`: let the next kernel start beside this one, for one with small programs: see
-    `early_start`.
+    `release`: let the next kernel start beside this one, where `early_start` allows it.
     """
     num_weights = 2 if gated else 1
     tile = fit_tile(tile, num_weights, x.element_size(), shared_memory_bytes(x.device))
