@@ -10,6 +10,7 @@ import torch
 
 from infer_core.decode_chain import supports
 from infer_core.decoder import decoder_class
+from infer_core.device import pick_device
 from infer_core.errors import OutOfMemory, RequestError
 from infer_core.memory import format_bytes, memory_need
 from infer_core.memory_claim import MemoryClaim, claim_of_model, or_in_bfloat16
@@ -104,12 +105,13 @@ class Engine:
         tensors.
 
         Raises:
+            RequestError: `device` is none, or a GPU that is not there.
             ModelNotFound, ConfigError, UnknownArchitecture, PluginError, WeightError: as the
                 step that failed says.
             OutOfMemory: the weights and a short request do not fit the GPU; nothing was read yet.
         """
         began = time.perf_counter()
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = pick_device(device)
         if isinstance(model, str):
             model = find_model(model, device=device, dtype=dtype, registry=registry)
         torch_dtype = getattr(torch, dtype or _default_dtype(model.spec, device))

@@ -9,9 +9,9 @@ from infer_core.weights import dummy_weights
 PROMPT = list(range(5, 37))
 
 
-def toy_engine(*, engine=None, **spec):
+def toy_engine(*, engine=None, device="cpu", **spec):
     spec = toy_spec(**spec)
-    parameters = dummy_weights(spec, device="cpu", dtype=torch.float32)
+    parameters = dummy_weights(spec, device=device, dtype=torch.float32)
     return Engine(spec, parameters, weights_kind="dummy", **(engine or {}))
 
 
@@ -80,12 +80,14 @@ RING = {"window": 9, "ring": True, "qk_norm": "head"}
     ],
 )
 def test_the_fused_chain_gives_the_tokens_of_the_plain_step(spec, sampling, monkeypatch):
-    plain = toy_engine(**spec)
+    # left alone, a GPU runs the chain and a CPU does not: there Triton's interpreter runs it here
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    monkeypatch.setattr("infer_core.session.use_chain", lambda spec, device: False)
+    plain = toy_engine(device=device, **spec)
     expected = generate(plain, max_new_tokens=4, sampling=sampling).tokens
     scores = plain.score(PROMPT, prompt_len=30)
-    # a CPU runs the plain step; here Triton's interpreter runs the chain
     monkeypatch.setattr("infer_core.session.use_chain", lambda spec, device: True)
-    chained = toy_engine(**spec)
+    chained = toy_engine(device=device, **spec)
 
     assert generate(chained, max_new_tokens=4, sampling=sampling).tokens == expected
     torch.testing.assert_close(chained.score(PROMPT, prompt_len=30), scores, rtol=1e-4, atol=1e-4)
@@ -218,8 +220,16 @@ def test_a_gpu_asked_for_by_number_becomes_the_current_one(monkeypatch):
     def set_device(device):
         raise Asked(device)
 
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", set_device)
     monkeypatch.setattr("infer_core.memory_claim.free_bytes", lambda device: None)
+    monkeypatch.setattr("infer_core.memory.cublas_workspace_bytes", lambda device: 0)
 
     with pytest.raises(Asked, match="cuda:1"):
         Engine.load("llama-3.2-1b", device="cuda:1", weights="dummy")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_there_is_named_before_anything_is_loaded(device):
+    with pytest.raises(RequestError, match=f"device .?{device}"):
+        Engine.load("no-such-model", device=device)
