@@ -105,7 +105,7 @@ class Engine:
         tensors.
 
         Raises:
-            RequestError: `device` is none, or a GPU that is not there.
+            RequestError: `device` names no device, or a GPU that is not there.
             ModelNotFound, ConfigError, UnknownArchitecture, PluginError, WeightError: as the
                 step that failed says.
             OutOfMemory: the weights and a short request do not fit the GPU; nothing was read yet.
