@@ -123,6 +123,7 @@ class Decoder:
         normed = residual  # what a block reads: the normalised residual, or with 'post' itself
         if spec.norm.before:
             normed = ops.rms_norm(residual, self.parameters["layers.0.attn_norm"], eps, **norm)
+        flags = ops.mlp_flags(normed, spec.shape.intermediate_size, spec.shape.num_layers)
         for layer in range(spec.shape.num_layers):
             last = layer + 1 == spec.shape.num_layers
             prefix = f"layers.{layer}."
@@ -144,16 +145,15 @@ class Decoder:
                 **norm,
             )
             normed, residual = ops.add_rms_norm(
-                ops.linear_parts(
-                    ops.linear_activation(
-                        normed,
-                        self.parameters[prefix + "gate_up"],
-                        get(prefix + "gate_up_bias"),
-                        activation=block.activation,
-                        gated=block.gated,
-                    ),
+                ops.mlp_parts(
+                    normed,
+                    self.parameters[prefix + "gate_up"],
                     self.parameters[prefix + "mlp_out"],
+                    get(prefix + "gate_up_bias"),
                     get(prefix + "mlp_out_bias"),
+                    activation=block.activation,
+                    gated=block.gated,
+                    flags=None if flags is None or alone is not None else flags[layer],
                 ),
                 residual,
                 get("final_norm" if last else f"layers.{layer + 1}.attn_norm"),

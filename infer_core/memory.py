@@ -13,6 +13,8 @@ from infer_core.decode_chain import supports
 from infer_core.device import cublas_workspace_bytes
 from infer_core.kernels._common import has_tma, num_multiprocessors
 from infer_core.kernels.linear import parts_tile
+from infer_core.kernels.mlp import FUSED_FROM, fused_schedule, has_wgmma
+from infer_core.kernels.mlp_schedule import BLOCK_COLUMNS, BLOCK_TOKENS
 from infer_core.kv_cache import kv_bytes
 from infer_core.parameters import Parameter, model_parameters
 from infer_core.session import PREFILL_ROWS, bucket, context_bucket
@@ -78,7 +80,8 @@ def memory_need(
         weight_bytes=num_parameters * itemsize,
         kv_cache_bytes=batch * kv_bytes(spec, context=size, itemsize=itemsize) if kv_cache else 0,
         session_bytes=_rope_tables(spec, size + prefill_chunk) + batch * state,
-        pass_bytes=_prefill(spec, rows, itemsize, _product_sms(device, itemsize)) + cublas,
+        pass_bytes=cublas
+        + _prefill(spec, rows, itemsize, _product_sms(device, itemsize), _fuses_mlp(device)),
     )
 
 
@@ -131,8 +134,19 @@ def _product_sms(device: torch.device | str, itemsize: int) -> int | None:
     return num_multiprocessors(gpu) if has_tma(gpu) else None
 
 
-def _prefill(spec: ModelSpec, rows: int, itemsize: int, num_sms: int | None) -> int:
-    """`Decoder.hidden` over `rows` tokens: what is alive at once. `num_sms`: `_product_sms`."""
+def _fuses_mlp(device: torch.device | str) -> bool:
+    """Whether the GPU, without one to ask an H100 or H200, can run the MLP as one kernel."""
+    gpu = torch.device(device)
+    return gpu.type != "cuda" or not torch.cuda.is_available() or has_wgmma(gpu)
+
+
+def _prefill(
+    spec: ModelSpec, rows: int, itemsize: int, num_sms: int | None, fuses_mlp: bool
+) -> int:
+    """`Decoder.hidden` over `rows` tokens: what is alive at once.
+
+    `num_sms` and `fuses_mlp` are what `_product_sms` and `_fuses_mlp` say.
+    """
     hidden, inter = spec.shape.hidden_size * itemsize, spec.shape.intermediate_size * itemsize
     qkv = max((a.num_heads + 2 * a.num_kv_heads) * a.head_dim for a in spec.attention) * itemsize
     width = max(a.num_heads * a.head_dim for a in spec.attention)
@@ -141,6 +155,11 @@ def _prefill(spec: ModelSpec, rows: int, itemsize: int, num_sms: int | None) -> 
     wide = (2 * inter if spec.block.gated else inter) if num_sms is None else 0
     out = _parts_bytes(spec, rows, width, itemsize, num_sms)
     narrow = _parts_bytes(spec, rows, spec.shape.intermediate_size, itemsize, num_sms)
+    flags = 0
+    if fuses_mlp and num_sms is not None and rows >= FUSED_FROM:
+        flags = _mlp_flags(spec, rows)
+        if spec.block.gated and not spec.block.mlp_bias:
+            narrow = _fused_mlp_parts(spec, rows, num_sms)
     # the residual and the normed input (which is the residual, unless a block's input has a norm)
     # are there all the time; beside them the largest of these moments
     stream = (2 if spec.norm.before else 1) * hidden
@@ -154,7 +173,7 @@ def _prefill(spec: ModelSpec, rows: int, itemsize: int, num_sms: int | None) -> 
     logits = 0
     if not supports(spec):  # of this pass, rounded up to float32, and of the pass before
         logits = spec.shape.vocab_size * (itemsize + 4 + 4)
-    return max(rows * widest, rows * hidden + logits)
+    return max(rows * widest + flags, rows * hidden + logits)
 
 
 def _parts_bytes(spec: ModelSpec, rows: int, width: int, itemsize: int, num_sms: int | None) -> int:
@@ -162,6 +181,20 @@ def _parts_bytes(spec: ModelSpec, rows: int, width: int, itemsize: int, num_sms:
     hidden = spec.shape.hidden_size
     tile = parts_tile(rows, hidden, width, num_sms) if num_sms else None
     return hidden * (itemsize if tile is None or tile.parts == 1 else 4 * tile.parts)
+
+
+def _fused_mlp_parts(spec: ModelSpec, rows: int, num_sms: int) -> int:
+    """`launch_fused_mlp`: bytes of its result a token, whole blocks of tokens counted."""
+    hidden, inner = spec.shape.hidden_size, spec.shape.intermediate_size
+    parts = fused_schedule(rows, hidden, inner, num_sms).parts
+    padded = -(-rows // BLOCK_TOKENS) * BLOCK_TOKENS
+    return -(-4 * parts * hidden * padded // rows)
+
+
+def _mlp_flags(spec: ModelSpec, rows: int) -> int:
+    """`mlp_flags`: of all layers."""
+    blocks = -(-rows // BLOCK_TOKENS) * -(-spec.shape.intermediate_size // BLOCK_COLUMNS)
+    return 4 * spec.shape.num_layers * blocks
 
 
 def _elements(parameter: Parameter) -> int:

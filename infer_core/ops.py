@@ -22,6 +22,7 @@ from infer_core.kernels.linear import (
     linear_parts_ref,
     linear_ref,
 )
+from infer_core.kernels.mlp import mlp_flags, mlp_flags_ref, mlp_parts, mlp_parts_ref
 from infer_core.kernels.qk_norm_rope import qk_norm_rope, qk_norm_rope_ref
 from infer_core.kernels.qkv_linear import qkv_linear, qkv_linear_ref
 from infer_core.kernels.rms_norm import rms_norm, rms_norm_ref
@@ -38,6 +39,8 @@ class Ops:
     qkv_linear: Callable[..., torch.Tensor]
     linear_parts: Callable[..., torch.Tensor]
     linear_activation: Callable[..., torch.Tensor]
+    mlp_flags: Callable[..., torch.Tensor | None]
+    mlp_parts: Callable[..., torch.Tensor]
     rms_norm: Callable[..., torch.Tensor]
     add_rms_norm: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     qk_norm_rope: Callable[..., None]
@@ -53,6 +56,8 @@ TRITON = Ops(
     qkv_linear,
     linear_parts,
     linear_activation,
+    mlp_flags,
+    mlp_parts,
     rms_norm,
     add_rms_norm,
     qk_norm_rope,
@@ -67,6 +72,8 @@ REFERENCE = Ops(
     qkv_linear_ref,
     linear_parts_ref,
     linear_activation_ref,
+    mlp_flags_ref,
+    mlp_parts_ref,
     rms_norm_ref,
     add_rms_norm_ref,
     qk_norm_rope_ref,

@@ -98,11 +98,11 @@ def test_a_row_that_ends_alone_ends_as_among_all_rows(window, changes, alone_fro
 def test_after_the_last_attention_only_the_row_asked_for_is_computed(alone_from_two):
     rows = []
 
-    def linear_activation(x, *args, **kwargs):
+    def mlp_parts(x, *args, **kwargs):
         rows.append(len(x))
-        return REFERENCE.linear_activation(x, *args, **kwargs)
+        return REFERENCE.mlp_parts(x, *args, **kwargs)
 
-    prefill(toy_spec(), replace(REFERENCE, linear_activation=linear_activation), every_row=False)
+    prefill(toy_spec(), replace(REFERENCE, mlp_parts=mlp_parts), every_row=False)
 
     assert rows == [9, 9, 1, 10, 10, 1]
 

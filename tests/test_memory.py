@@ -9,6 +9,7 @@ from infer_core.decoder import Decoder, Piece
 from infer_core.device import cublas_workspace_bytes
 from infer_core.kernels._common import has_tma
 from infer_core.kernels.linear import parts_tile
+from infer_core.kernels.mlp import FUSED_FROM, fused_schedule
 from infer_core.memory import memory_need
 from infer_core.model_source import resolve_model
 from infer_core.ops import Ops
@@ -44,6 +45,31 @@ def linear_activation(x, weight, *_, gated, **__):
     return rows_of(x, weight.shape[0] // (2 if gated else 1))
 
 
+def mlp_flags(x, inner_size, num_layers):
+    if len(x) < FUSED_FROM:
+        return None
+    blocks = (-(-len(x) // 128), -(-inner_size // 128))
+    return torch.empty((num_layers, *blocks), dtype=torch.int32, device=x.device)
+
+
+def two_kernels(linear_activation, linear_parts):
+    def mlp_parts(x, gate_up, mlp_out, gate_up_bias=None, *_, gated, **__):
+        y = linear_activation(x, gate_up, gated=gated)
+        return linear_parts(y, mlp_out)
+
+    return mlp_parts
+
+
+def mlp_parts(x, gate_up, mlp_out, gate_up_bias, out_bias, *, gated, flags, **how):
+    if flags is None or not gated or gate_up_bias is not None or out_bias is not None:
+        return two_kernels(linear_activation, linear_parts)(x, gate_up, mlp_out, gated=gated)
+    num_parts = fused_schedule(len(x), *mlp_out.shape, 132).parts
+    padded = -(-len(x) // 128) * 128
+    parts = torch.empty((num_parts, padded, mlp_out.shape[0]), device=x.device)
+    y = rows_of(x, mlp_out.shape[1])
+    return parts[:, : len(y)]
+
+
 # What each kernel's launcher allocates, and nothing more: a reference makes fp32 copies.
 ALLOCATIONS = Ops(
     name="triton",
@@ -52,6 +78,8 @@ ALLOCATIONS = Ops(
     qkv_linear=linear,
     linear_parts=linear_parts,
     linear_activation=linear_activation,
+    mlp_flags=mlp_flags,
+    mlp_parts=mlp_parts,
     rms_norm=lambda x, weight, eps, in_place=False, **_: x if in_place else rows_of(x),
     add_rms_norm=add_rms_norm,
     qk_norm_rope=lambda *_, **__: None,
@@ -60,13 +88,21 @@ ALLOCATIONS = Ops(
     decode_attention=lambda qkv, *_, num_heads, head_dim, **__: rows_of(qkv, num_heads * head_dim),
 )
 
+
+def whole_product(x, weight, *_):
+    return linear(x, weight)[None]
+
+
+def activation_after(x, weight, *_, gated, **__):
+    return rows_of(linear(x, weight), weight.shape[0] // (2 if gated else 1))
+
+
 # The same where cuBLAS makes the products, and the activation is a kernel of its own.
 CUBLAS = replace(
     ALLOCATIONS,
-    linear_parts=lambda x, weight, *_: linear(x, weight)[None],
-    linear_activation=lambda x, weight, *_, gated, **__: rows_of(
-        linear(x, weight), weight.shape[0] // (2 if gated else 1)
-    ),
+    linear_parts=whole_product,
+    mlp_flags=lambda *_: None,
+    mlp_parts=two_kernels(activation_after, whole_product),
 )
 
 
@@ -83,12 +119,17 @@ def specs():
 @pytest.mark.parametrize("spec", list(specs()))
 @pytest.mark.parametrize(("context", "prompt"), [(128, 64), (1088, 1024), (4000, 3900)])
 @pytest.mark.parametrize(
-    ("ops", "num_sms"),
-    [pytest.param(ALLOCATIONS, 132, id="kernels"), pytest.param(CUBLAS, None, id="cublas")],
+    ("ops", "num_sms", "fuses_mlp"),
+    [
+        pytest.param(ALLOCATIONS, 132, True, id="kernels"),
+        pytest.param(replace(ALLOCATIONS, mlp_flags=lambda *_: None), 132, False, id="no-hopper"),
+        pytest.param(CUBLAS, None, False, id="cublas"),
+    ],
 )
 def test_a_session_and_its_prefill_take_what_is_predicted(
-    spec, context, prompt, ops, num_sms, monkeypatch
+    spec, context, prompt, ops, num_sms, fuses_mlp, monkeypatch
 ):
+    monkeypatch.setattr("infer_core.memory._fuses_mlp", lambda device: fuses_mlp)
     monkeypatch.setattr("infer_core.memory._product_sms", lambda *_: num_sms)
     monkeypatch.setattr("infer_core.session.use_chain", lambda spec, device: not spec.uncommon)
     dtype = spec.shape.dtype
@@ -139,7 +180,8 @@ def test_without_tma_the_wide_mlp_is_in_memory_beside_the_narrow(monkeypatch):
     spec = toy_spec(max_context=4096)
     shape = spec.shape.model_copy(update={"intermediate_size": 1000})
     wide = spec.model_copy(update={"shape": shape})
-    here = {"context": 2000, "dtype": "bfloat16", "prefill_chunk": CHUNK, "device": "cuda"}
+    # short enough for an MLP of two kernels
+    here = {"context": 448, "dtype": "bfloat16", "prefill_chunk": CHUNK, "device": "cuda"}
     without_a_gpu = memory_need(wide, **here)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -154,7 +196,7 @@ def test_without_tma_the_wide_mlp_is_in_memory_beside_the_narrow(monkeypatch):
 
     # gate and up, less what `linear_parts` leaves, which does not lie beside them
     hidden = spec.shape.hidden_size
-    assert pass_bytes[1] - pass_bytes[0] == CHUNK * 2 * (2 * 1000 - hidden)
+    assert pass_bytes[1] - pass_bytes[0] == 448 * 2 * (2 * 1000 - hidden)
 
 
 def test_a_ring_caches_no_more_than_its_window():

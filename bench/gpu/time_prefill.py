@@ -9,6 +9,8 @@ TILES is KIND:N,N,... or several of them joined by +, which are tried together. 
     attn_out and mlp_out   tokens, rows, width, warps, stages[, parts]
     alone_from             tokens from which on the last layer ends for one token alone
     early_start            0: a kernel starts only when the one before it has ended
+    fused_from             tokens from which on the MLP is one kernel, to which the tiles of
+                           activation and mlp_out do not apply
 
 All are timed once a round, in an order of chance, with the built-in tiles among them, since a GPU
 slows down as it warms up, and each time at other addresses. Prints medians and ranges over the
@@ -29,7 +31,7 @@ import torch
 from profile_prefill import median_ms
 
 from infer_core import Engine, decoder
-from infer_core.kernels import _common, attention, linear
+from infer_core.kernels import _common, attention, linear, mlp
 from infer_core.kernels.attention import AttentionTile
 from infer_core.kernels.linear import LinearTile, parts_tile
 
@@ -42,6 +44,7 @@ KINDS = {
     "mlp_out": LinearTile,
     "alone_from": int,
     "early_start": int,
+    "fused_from": int,
 }
 
 
@@ -76,6 +79,8 @@ def use(tiles: dict[str, Any], mlp_width: int) -> ExitStack:
             stack.enter_context(mock.patch.object(module, f"{kind}_tile", always))
     if "alone_from" in tiles:
         stack.enter_context(mock.patch.object(decoder, "ALONE_FROM", tiles["alone_from"]))
+    if "fused_from" in tiles:
+        stack.enter_context(mock.patch.object(mlp, "FUSED_FROM", tiles["fused_from"]))
     if "early_start" in tiles:
         always = lambda _: bool(tiles["early_start"])  # noqa: E731
         stack.enter_context(mock.patch.object(_common, "has_pdl", always))

@@ -5,8 +5,9 @@
     new_residual = residual + residual_scale * y
     normed       = rms_norm(new_residual, weight), or without a weight new_residual itself
 
-Shapes  residual, normed, new_residual [num_tokens, hidden_size]; x the same, or contiguous
-        [num_parts, num_tokens, hidden_size], as `linear_parts` leaves it; weights [hidden_size].
+Shapes  residual, normed, new_residual [num_tokens, hidden_size]; x the same, or [num_parts,
+        num_tokens, hidden_size], each part contiguous, as `linear_parts` and `mlp_parts` leave
+        it; weights [hidden_size].
 Dtypes  all share one of float32, float16, bfloat16 (parts may be float32); sums and means are
         float32. x, y, its product with the scale and new_residual are each rounded to the dtype,
         as in the models.
@@ -137,9 +138,9 @@ def add_rms_norm(
     """
     if x.ndim == 3:
         check_rows("add_rms_norm", "residual", residual)
-        if x.shape[1:] != residual.shape or not x.is_contiguous():
+        if x.shape[1:] != residual.shape or not x[0].is_contiguous():
             raise ValueError(
-                f"add_rms_norm: parts must be contiguous [num_parts, *{tuple(residual.shape)}]; "
+                f"add_rms_norm: parts must be [num_parts, *{tuple(residual.shape)}], contiguous; "
                 f"got {tuple(x.shape)}, strides {x.stride()}"
             )
         if x.dtype not in (residual.dtype, torch.float32):

@@ -1,0 +1,359 @@
+"""Gate, up, activation and down projection of many tokens in one kernel, for Hopper GPUs.
+
+    parts, whose sum is  (act(gate) * up) @ mlp_out.T,  [gate, up] = x @ gate_up.T
+
+Shapes  x [num_tokens, hidden_size]; gate_up [2 * inner_size, hidden_size], gate rows first; mlp_out
+        [hidden_size, inner_size]; flags [blocks of tokens, blocks of columns], int32, zero; parts
+        [num_parts, num_tokens, hidden_size], rows of a larger tensor.
+Dtypes  x, gate_up and mlp_out share one of float16, bfloat16, to which act(gate) * up is rounded;
+        sums, activation and parts are float32.
+Bound   compute, 6 * num_tokens * hidden_size * inner_size FLOPs.
+
+One program a multiprocessor stays from start to end and works through its list of tiles (see
+`mlp_schedule`). In it one warp copies operands to shared memory, two groups of four warps
+multiply them, 64 rows of the tile each, and one warp writes what they made and raises the tile's
+flag: copies for the next tile thus run beside the end of this one. Programs wait for each other's
+flags, so all must run at once: the launch is a cooperative one, which fails where they cannot.
+
+Written in Gluon, as Triton has no words for who does what. Four of its names differ between Triton
+3.6 and 3.9: `_load_tile`, `_store_tile`, `_barrier` and `_reinterpret` stand for either.
+"""
+
+from functools import cache
+
+import torch
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language._core import shared_memory_descriptor as SharedMemory
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from infer_core.kernels import mlp_schedule as sizes
+from infer_core.kernels.mlp_schedule import Schedule, Work
+
+_load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+_store_tile = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+_barrier = getattr(gl, "barrier", None) or gl.thread_barrier
+_reinterpret = getattr(SharedMemory, "reinterpret", None) or SharedMemory._reinterpret
+
+STAGES = 4
+FIELDS = 8  # numbers a tile has in the table of work, with two to spare
+# constants of the kernels
+TOKENS = gl.constexpr(sizes.BLOCK_TOKENS)
+COLUMNS = gl.constexpr(sizes.BLOCK_COLUMNS)
+ROWS = gl.constexpr(sizes.BLOCK_ROWS)
+WIDTH = gl.constexpr(sizes.BLOCK_WIDTH)
+UP = gl.constexpr(sizes.UP)
+DOWN = gl.constexpr(sizes.DOWN)
+HALF_DOWN = gl.constexpr(sizes.HALF_DOWN)
+ITEM = gl.constexpr(FIELDS)
+PIECE = gl.constexpr(32)  # columns of the result that are written at a time
+
+
+@gluon.jit
+def _every_lane(INSTRUCTION: gl.constexpr):
+    # inline assembly needs a value to be about
+    lanes = gl.arange(0, 32, layout=gl.BlockedLayout([1], [32], [1], [0]))
+    gl.inline_asm_elementwise(
+        INSTRUCTION + " mov.u32 $0, $1;", "=r,r", [lanes], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def _ready_until(flags_ptr, column, end):
+    """Wait for the tile of `column`; say up to which column, `end` at most, all are done."""
+    lanes = gl.arange(0, 32, layout=gl.BlockedLayout([1], [32], [1], [0]))
+    columns = column + lanes
+    until = column
+    while until == column:
+        done = gl.load(flags_ptr + columns, mask=columns < end, other=0, volatile=True)
+        until = column + gl.min(gl.where(done == 0, lanes, 32), 0)
+    # what was written before the flags is seen by every lane, and by the copies it asks for
+    _every_lane("fence.acq_rel.gpu; fence.proxy.async;")
+    _barrier()
+    return until
+
+
+@gluon.jit
+def _load(
+    x_desc, gate_up_desc, y_desc, out_desc, work_ptr, flags_ptr, left, right, full, empty,
+    inner_size, num_columns, MOST: gl.constexpr, STAGES: gl.constexpr, ITEM_BYTES: gl.constexpr,
+):  # fmt: skip
+    """Copy the operands of every step, STAGES ahead of those who multiply."""
+    step = 0
+    for item in range(MOST):
+        kind = gl.load(work_ptr + item * ITEM)
+        tokens = gl.load(work_ptr + item * ITEM + 1) * TOKENS
+        block = gl.load(work_ptr + item * ITEM + 2)
+        first = gl.load(work_ptr + item * ITEM + 3)
+        steps = gl.load(work_ptr + item * ITEM + 4)
+        if kind == UP:
+            for index in range(steps):
+                s = step % STAGES
+                col = index * WIDTH
+                mbarrier.wait(empty.index(s), (step // STAGES + 1) & 1)
+                mbarrier.expect(full.index(s), (TOKENS + ROWS) * WIDTH * ITEM_BYTES)
+                _load_tile(x_desc, [tokens, col], full.index(s), left.index(s))
+                row = block * COLUMNS
+                gate = right.index(s).slice(0, COLUMNS)
+                up = right.index(s).slice(COLUMNS, COLUMNS)
+                _load_tile(gate_up_desc, [row, col], full.index(s), gate)
+                _load_tile(gate_up_desc, [inner_size + row, col], full.index(s), up)
+                step += 1
+        if kind >= DOWN:  # or half of it
+            row_flags = flags_ptr + tokens // TOKENS * num_columns
+            ready = 0
+            for index in range(first, first + steps):
+                s = step % STAGES
+                col = index * WIDTH
+                if col // COLUMNS >= ready:
+                    ready = _ready_until(row_flags, col // COLUMNS, num_columns)
+                mbarrier.wait(empty.index(s), (step // STAGES + 1) & 1)
+                row = block * ROWS
+                first_half = right.index(s).slice(0, ROWS // 2)
+                if kind == DOWN:
+                    mbarrier.expect(full.index(s), (TOKENS + ROWS) * WIDTH * ITEM_BYTES)
+                    second_half = right.index(s).slice(ROWS // 2, ROWS // 2)
+                    _load_tile(out_desc, [row + ROWS // 2, col], full.index(s), second_half)
+                else:
+                    mbarrier.expect(full.index(s), (TOKENS + ROWS // 2) * WIDTH * ITEM_BYTES)
+                _load_tile(y_desc, [tokens, col], full.index(s), left.index(s))
+                _load_tile(out_desc, [row, col], full.index(s), first_half)
+                step += 1
+
+
+@gluon.jit
+def _multiply(
+    part_desc, left, right, full, empty, out, made, written, work_ptr, rows_of_part,
+    GROUP: gl.constexpr, MOST: gl.constexpr, STAGES: gl.constexpr, ACTIVATION: gl.constexpr,
+):  # fmt: skip
+    """Multiply rows 64 * GROUP to 64 * GROUP + 63 of every tile, and end it."""
+    HALF: gl.constexpr = ROWS // 2
+    whole: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
+    half: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
+    step = 0
+    ups = 0
+    for item in range(MOST):
+        kind = gl.load(work_ptr + item * ITEM)
+        tokens = gl.load(work_ptr + item * ITEM + 1) * TOKENS + 64 * GROUP
+        block = gl.load(work_ptr + item * ITEM + 2)
+        steps = gl.load(work_ptr + item * ITEM + 4)
+        part_row = gl.load(work_ptr + item * ITEM + 5) * rows_of_part + tokens
+        if (kind == UP) | (kind == DOWN):
+            acc = gl.zeros([64, ROWS], gl.float32, layout=whole)
+            for index in range(steps):
+                s = step % STAGES
+                mbarrier.wait(full.index(s), (step // STAGES) & 1)
+                x = left.index(s).slice(64 * GROUP, 64)
+                acc = warpgroup_mma(x, right.index(s).permute([1, 0]), acc, is_async=True)
+                # the step before is done with, this one runs
+                acc = warpgroup_mma_wait(1, deps=[acc])
+                mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES), count=1, pred=index > 0)
+                step += 1
+            acc = warpgroup_mma_wait(0, deps=[acc])
+            mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES), count=1)
+            first, second = _halves(acc, HALF)
+            mbarrier.wait(written, (ups + 1) & 1)  # what was in `out`
+            if kind == UP:
+                out.store(_activate(first, second, ACTIVATION).to(out.dtype))
+                fence_async_shared()
+                mbarrier.arrive(made, count=1)
+                ups += 1
+            else:
+                _write_part(first, out, part_desc, part_row, block * ROWS)
+                _write_part(second, out, part_desc, part_row, block * ROWS + HALF)
+        if kind == HALF_DOWN:
+            narrow = gl.zeros([64, HALF], gl.float32, layout=half)
+            for index in range(steps):
+                s = step % STAGES
+                mbarrier.wait(full.index(s), (step // STAGES) & 1)
+                x = left.index(s).slice(64 * GROUP, 64)
+                weight = right.index(s).slice(0, HALF).permute([1, 0])
+                narrow = warpgroup_mma(x, weight, narrow, is_async=True)
+                narrow = warpgroup_mma_wait(1, deps=[narrow])
+                mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES), count=1, pred=index > 0)
+                step += 1
+            narrow = warpgroup_mma_wait(0, deps=[narrow])
+            mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES), count=1)
+            mbarrier.wait(written, (ups + 1) & 1)
+            _write_part(narrow, out, part_desc, part_row, block * ROWS)
+
+
+@gluon.jit
+def _halves(x, SIZE: gl.constexpr):
+    """Split [64, 2 * SIZE] into its left and right columns."""
+    return gl.split(gl.permute(gl.reshape(x, [64, 2, SIZE]), [0, 2, 1]))
+
+
+@gluon.jit
+def _activate(gate, up, ACTIVATION: gl.constexpr):
+    """act(gate) * up; a sigmoid takes one power of two and one reciprocal."""
+    LOG2E: gl.constexpr = 1.4426950408889634
+    if ACTIVATION == "gelu":
+        gated = 0.5 * gate * (1.0 + gl.erf(gate * 0.7071067811865476))
+    else:
+        if ACTIVATION == "silu":
+            scaled = gate * -LOG2E
+        else:
+            scaled = gate * ((gate * gate * 0.044715 + 1.0) * (-1.5957691216057308 * LOG2E))
+        gated = gate * gl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [1.0 + gl.exp2(scaled)],
+            dtype=gl.float32, is_pure=True, pack=1,
+        )  # fmt: skip
+    return gated * up
+
+
+@gluon.jit
+def _write_part(acc, out, part_desc, row, col):
+    """Write [64, ROWS / 2] of a part in four pieces, through `out` as two buffers of a piece."""
+    swizzled: gl.constexpr = gl.NVMMASharedLayout(128, 32, 2)
+    buffers = _reinterpret(out, gl.float32, [2, 64, PIECE], swizzled)
+    left, right = _halves(acc, 2 * PIECE)
+    for side in gl.static_range(2):
+        pieces = _halves(left if side == 0 else right, PIECE)
+        for index in gl.static_range(2):
+            tma.store_wait(1)  # the piece before last has left its buffer
+            _barrier()
+            buffers.index(index).store(pieces[index])
+            fence_async_shared()
+            _barrier()
+            at = col + (2 * side + index) * PIECE
+            _store_tile(part_desc, [row, at], buffers.index(index))
+    tma.store_wait(0)
+    _barrier()
+
+
+@gluon.jit
+def _write(y_desc, work_ptr, flags_ptr, out0, out1, made, written, num_columns, MOST: gl.constexpr):
+    """Write each tile of the hidden activation, then raise its flag."""
+    ups = 0
+    for item in range(MOST):
+        if gl.load(work_ptr + item * ITEM) == UP:
+            block = gl.load(work_ptr + item * ITEM + 1)
+            column = gl.load(work_ptr + item * ITEM + 2)
+            mbarrier.wait(made, ups & 1)
+            _store_tile(y_desc, [block * TOKENS, column * COLUMNS], out0)
+            _store_tile(y_desc, [block * TOKENS + 64, column * COLUMNS], out1)
+            # store_wait would wait until it is read only, not until it is written
+            _every_lane("cp.async.bulk.wait_group 0; fence.proxy.async;")
+            _barrier()  # whichever lane asked for it
+            mbarrier.arrive(written, count=1)
+            flag = flags_ptr + block * num_columns + column
+            gl.atomic_add(flag, 1, sem="release", scope="gpu")
+            ups += 1
+
+
+@gluon.jit(do_not_specialize=["rows_of_part"])
+def _fused_mlp_kernel(
+    x_desc,
+    gate_up_desc,
+    y_desc,
+    y_half_desc,
+    out_desc,
+    part_desc,
+    work_ptr,
+    flags_ptr,
+    rows_of_part,
+    inner_size,
+    num_columns,
+    MOST: gl.constexpr,
+    STAGES: gl.constexpr,
+    ACTIVATION: gl.constexpr,
+):
+    dtype: gl.constexpr = x_desc.dtype
+    swizzled: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
+    left = gl.allocate_shared_memory(dtype, [STAGES, TOKENS, WIDTH], swizzled)
+    right = gl.allocate_shared_memory(dtype, [STAGES, ROWS, WIDTH], swizzled)
+    out0 = gl.allocate_shared_memory(dtype, [64, COLUMNS], swizzled)
+    out1 = gl.allocate_shared_memory(dtype, [64, COLUMNS], swizzled)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    made = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    written = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    for s in gl.static_range(STAGES):
+        mbarrier.init(full.index(s), count=1)
+        mbarrier.init(empty.index(s), count=2)  # both groups
+    mbarrier.init(made, count=2)
+    mbarrier.init(written, count=1)
+    fence_async_shared()
+    work = work_ptr + gl.program_id(0) * MOST * ITEM
+    gl.warp_specialize(
+        [
+            (_multiply, (part_desc, left, right, full, empty, out0, made, written, work,
+                         rows_of_part, 0, MOST, STAGES, ACTIVATION)),
+            (_multiply, (part_desc, left, right, full, empty, out1, made, written, work,
+                         rows_of_part, 1, MOST, STAGES, ACTIVATION)),
+            (_load, (x_desc, gate_up_desc, y_desc, out_desc, work, flags_ptr, left, right, full,
+                     empty, inner_size, num_columns, MOST, STAGES,
+                     dtype.primitive_bitwidth // 8)),
+            (_write, (y_half_desc, work, flags_ptr, out0, out1, made, written, num_columns, MOST)),
+        ],
+        [4, 1, 1],
+        [232, 24, 24],  # registers of a thread
+    )  # fmt: skip
+
+
+def launch_fused_mlp(
+    x: torch.Tensor,
+    gate_up: torch.Tensor,
+    mlp_out: torch.Tensor,
+    flags: torch.Tensor,
+    schedule: Schedule,
+    *,
+    activation: str,
+) -> torch.Tensor:
+    """Launch the kernel; returns the parts."""
+    num_tokens, (hidden_size, inner_size) = x.shape[0], mlp_out.shape
+    # whole blocks of rows a part, or the last block of one would write into the next
+    blocks = -(-num_tokens // sizes.BLOCK_TOKENS)
+    rows_of_part = blocks * sizes.BLOCK_TOKENS
+    parts = torch.empty(
+        (schedule.parts, rows_of_part, hidden_size), dtype=torch.float32, device=x.device
+    )
+    y = torch.empty((num_tokens, inner_size), dtype=x.dtype, device=x.device)
+    table = _table(schedule, x.device)
+    half = gl.NVMMASharedLayout(128, 16, 2)
+    single = gl.NVMMASharedLayout(128, 32, 2)
+    block = [sizes.BLOCK_TOKENS, sizes.BLOCK_WIDTH]
+    _fused_mlp_kernel[(len(schedule.programs),)](
+        TensorDescriptor.from_tensor(x, block, half),
+        TensorDescriptor.from_tensor(gate_up, [sizes.BLOCK_COLUMNS, sizes.BLOCK_WIDTH], half),
+        TensorDescriptor.from_tensor(y, block, half),
+        TensorDescriptor.from_tensor(y, [64, sizes.BLOCK_COLUMNS], half),
+        TensorDescriptor.from_tensor(mlp_out, [sizes.BLOCK_ROWS // 2, sizes.BLOCK_WIDTH], half),
+        TensorDescriptor.from_tensor(parts.view(-1, hidden_size), [64, PIECE.value], single),
+        table,
+        flags,
+        rows_of_part,
+        inner_size,
+        flags.shape[1],
+        MOST=table.shape[1],
+        STAGES=STAGES,
+        ACTIVATION=activation,
+        num_warps=4,
+        launch_cooperative_grid=True,
+    )
+    return parts[:, :num_tokens]
+
+
+@cache
+def _table(schedule: Schedule, device: torch.device) -> torch.Tensor:
+    """The work of every program as numbers on the device: [programs, most, FIELDS], int32."""
+    most = max(map(len, schedule.programs))
+    nothing = Work(sizes.NOTHING, 0, 0, 0, 0, 0)
+    rows = [
+        [_numbers(work) for work in (*works, *[nothing] * (most - len(works)))]
+        for works in schedule.programs
+    ]
+    return torch.tensor(rows, dtype=torch.int32, device=device)
+
+
+def _numbers(work: Work) -> list[int]:
+    numbers = [work.kind, work.tokens, work.columns, work.first, work.steps, work.part]
+    return numbers + [0] * (FIELDS - len(numbers))
