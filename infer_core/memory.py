@@ -14,7 +14,7 @@ from infer_core.device import cublas_workspace_bytes
 from infer_core.kernels._common import has_tma, num_multiprocessors
 from infer_core.kernels.linear import parts_tile
 from infer_core.kernels.mlp import FUSED_FROM, fused_schedule, has_wgmma
-from infer_core.kernels.mlp_schedule import BLOCK_COLUMNS, BLOCK_TOKENS
+from infer_core.kernels.mlp_schedule import BLOCK
 from infer_core.kv_cache import kv_bytes
 from infer_core.parameters import Parameter, model_parameters
 from infer_core.session import PREFILL_ROWS, bucket, context_bucket
@@ -184,16 +184,16 @@ def _parts_bytes(spec: ModelSpec, rows: int, width: int, itemsize: int, num_sms:
 
 
 def _fused_mlp_parts(spec: ModelSpec, rows: int, num_sms: int) -> int:
-    """`launch_fused_mlp`: bytes of its result a token, whole blocks of tokens counted."""
+    """`launch_fused_mlp`: bytes of its result a token, whole pairs of blocks of tokens."""
     hidden, inner = spec.shape.hidden_size, spec.shape.intermediate_size
     parts = fused_schedule(rows, hidden, inner, num_sms).parts
-    padded = -(-rows // BLOCK_TOKENS) * BLOCK_TOKENS
+    padded = -(-rows // (2 * BLOCK)) * 2 * BLOCK
     return -(-4 * parts * hidden * padded // rows)
 
 
 def _mlp_flags(spec: ModelSpec, rows: int) -> int:
     """`mlp_flags`: of all layers."""
-    blocks = -(-rows // BLOCK_TOKENS) * -(-spec.shape.intermediate_size // BLOCK_COLUMNS)
+    blocks = -(-rows // BLOCK) * -(-spec.shape.intermediate_size // BLOCK)
     return 4 * spec.shape.num_layers * blocks
 
 

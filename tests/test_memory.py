@@ -64,7 +64,7 @@ def mlp_parts(x, gate_up, mlp_out, gate_up_bias, out_bias, *, gated, flags, **ho
     if flags is None or not gated or gate_up_bias is not None or out_bias is not None:
         return two_kernels(linear_activation, linear_parts)(x, gate_up, mlp_out, gated=gated)
     num_parts = fused_schedule(len(x), *mlp_out.shape, 132).parts
-    padded = -(-len(x) // 128) * 128
+    padded = -(-len(x) // 256) * 256
     parts = torch.empty((num_parts, padded, mlp_out.shape[0]), device=x.device)
     y = rows_of(x, mlp_out.shape[1])
     return parts[:, : len(y)]
@@ -181,7 +181,7 @@ def test_without_tma_the_wide_mlp_is_in_memory_beside_the_narrow(monkeypatch):
     shape = spec.shape.model_copy(update={"intermediate_size": 1000})
     wide = spec.model_copy(update={"shape": shape})
     # short enough for an MLP of two kernels
-    here = {"context": 448, "dtype": "bfloat16", "prefill_chunk": CHUNK, "device": "cuda"}
+    here = {"context": 256, "dtype": "bfloat16", "prefill_chunk": CHUNK, "device": "cuda"}
     without_a_gpu = memory_need(wide, **here)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -196,7 +196,7 @@ def test_without_tma_the_wide_mlp_is_in_memory_beside_the_narrow(monkeypatch):
 
     # gate and up, less what `linear_parts` leaves, which does not lie beside them
     hidden = spec.shape.hidden_size
-    assert pass_bytes[1] - pass_bytes[0] == 448 * 2 * (2 * 1000 - hidden)
+    assert pass_bytes[1] - pass_bytes[0] == 256 * 2 * (2 * 1000 - hidden)
 
 
 def test_a_ring_caches_no_more_than_its_window():

@@ -43,17 +43,17 @@ _barrier = getattr(gl, "barrier", None) or gl.thread_barrier
 _reinterpret = getattr(SharedMemory, "reinterpret", None) or SharedMemory._reinterpret
 
 STAGES = 4
+# a part's rows are whole tiles, or its last one would write into the next part
+ROWS_OF_PART = 2 * sizes.BLOCK
 FIELDS = 8  # numbers a tile has in the table of work, with two to spare
 # constants of the kernels
-TOKENS = gl.constexpr(sizes.BLOCK_TOKENS)
-COLUMNS = gl.constexpr(sizes.BLOCK_COLUMNS)
-ROWS = gl.constexpr(sizes.BLOCK_ROWS)
+BLOCK = gl.constexpr(sizes.BLOCK)
 WIDTH = gl.constexpr(sizes.BLOCK_WIDTH)
 UP = gl.constexpr(sizes.UP)
 DOWN = gl.constexpr(sizes.DOWN)
-HALF_DOWN = gl.constexpr(sizes.HALF_DOWN)
+ACROSS = gl.constexpr(sizes.ACROSS)
 ITEM = gl.constexpr(FIELDS)
-PIECE = gl.constexpr(32)  # columns of the result that are written at a time
+PIECE = gl.constexpr(32)  # columns of a tile of the result that are written at a time
 
 
 @gluon.jit
@@ -83,70 +83,66 @@ def _ready_until(flags_ptr, column, end):
 @gluon.jit
 def _load(
     x_desc, gate_up_desc, y_desc, out_desc, work_ptr, flags_ptr, left, right, full, empty,
-    inner_size, num_columns, MOST: gl.constexpr, STAGES: gl.constexpr, ITEM_BYTES: gl.constexpr,
+    inner_size, num_columns, token_blocks, MOST: gl.constexpr, STAGES: gl.constexpr,
+    ITEM_BYTES: gl.constexpr,
 ):  # fmt: skip
     """Copy the operands of every step, STAGES ahead of those who multiply."""
+    STEP_BYTES: gl.constexpr = 3 * BLOCK * WIDTH * ITEM_BYTES
     step = 0
     for item in range(MOST):
         kind = gl.load(work_ptr + item * ITEM)
-        tokens = gl.load(work_ptr + item * ITEM + 1) * TOKENS
+        tokens = gl.load(work_ptr + item * ITEM + 1)
         block = gl.load(work_ptr + item * ITEM + 2)
         first = gl.load(work_ptr + item * ITEM + 3)
         steps = gl.load(work_ptr + item * ITEM + 4)
-        if kind == UP:
-            for index in range(steps):
-                s = step % STAGES
-                col = index * WIDTH
-                mbarrier.wait(empty.index(s), (step // STAGES + 1) & 1)
-                mbarrier.expect(full.index(s), (TOKENS + ROWS) * WIDTH * ITEM_BYTES)
-                _load_tile(x_desc, [tokens, col], full.index(s), left.index(s))
-                row = block * COLUMNS
-                gate = right.index(s).slice(0, COLUMNS)
-                up = right.index(s).slice(COLUMNS, COLUMNS)
-                _load_tile(gate_up_desc, [row, col], full.index(s), gate)
-                _load_tile(gate_up_desc, [inner_size + row, col], full.index(s), up)
-                step += 1
-        if kind >= DOWN:  # or half of it
-            row_flags = flags_ptr + tokens // TOKENS * num_columns
-            ready = 0
-            for index in range(first, first + steps):
-                s = step % STAGES
-                col = index * WIDTH
-                if col // COLUMNS >= ready:
-                    ready = _ready_until(row_flags, col // COLUMNS, num_columns)
-                mbarrier.wait(empty.index(s), (step // STAGES + 1) & 1)
-                row = block * ROWS
-                first_half = right.index(s).slice(0, ROWS // 2)
-                if kind == DOWN:
-                    mbarrier.expect(full.index(s), (TOKENS + ROWS) * WIDTH * ITEM_BYTES)
-                    second_half = right.index(s).slice(ROWS // 2, ROWS // 2)
-                    _load_tile(out_desc, [row + ROWS // 2, col], full.index(s), second_half)
-                else:
-                    mbarrier.expect(full.index(s), (TOKENS + ROWS // 2) * WIDTH * ITEM_BYTES)
-                _load_tile(y_desc, [tokens, col], full.index(s), left.index(s))
-                _load_tile(out_desc, [row, col], full.index(s), first_half)
-                step += 1
+        flags = flags_ptr + tokens * num_columns
+        ready = 0
+        for index in range(first, first + steps):
+            s = step % STAGES
+            col = index * WIDTH
+            if (kind != UP) & (col // BLOCK >= ready):
+                ready = _ready_until(flags, col // BLOCK, num_columns)
+                if (kind == ACROSS) & (tokens + 1 < token_blocks):
+                    also = _ready_until(flags + num_columns, col // BLOCK, num_columns)
+                    ready = gl.minimum(ready, also)
+            mbarrier.wait(empty.index(s), (step // STAGES + 1) & 1)
+            mbarrier.expect(full.index(s), STEP_BYTES)
+            one = left.index(s)
+            two = right.index(s).slice(0, BLOCK)
+            three = right.index(s).slice(BLOCK, BLOCK)
+            if kind == UP:
+                _load_tile(x_desc, [tokens * BLOCK, col], full.index(s), one)
+                _load_tile(gate_up_desc, [block * BLOCK, col], full.index(s), two)
+                up = inner_size + block * BLOCK
+                _load_tile(gate_up_desc, [up, col], full.index(s), three)
+            elif kind == DOWN:
+                _load_tile(y_desc, [tokens * BLOCK, col], full.index(s), one)
+                _load_tile(out_desc, [block * BLOCK, col], full.index(s), two)
+                _load_tile(out_desc, [block * BLOCK + BLOCK, col], full.index(s), three)
+            else:
+                _load_tile(out_desc, [block * BLOCK, col], full.index(s), one)
+                _load_tile(y_desc, [tokens * BLOCK, col], full.index(s), two)
+                _load_tile(y_desc, [tokens * BLOCK + BLOCK, col], full.index(s), three)
+            step += 1
 
 
 @gluon.jit
 def _multiply(
-    part_desc, left, right, full, empty, out, made, written, work_ptr, rows_of_part,
+    part_desc, across_desc, left, right, full, empty, out, made, written, work_ptr, rows_of_part,
     GROUP: gl.constexpr, MOST: gl.constexpr, STAGES: gl.constexpr, ACTIVATION: gl.constexpr,
 ):  # fmt: skip
     """Multiply rows 64 * GROUP to 64 * GROUP + 63 of every tile, and end it."""
-    HALF: gl.constexpr = ROWS // 2
-    whole: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
-    half: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
+    wgmma: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 2 * BLOCK, 16])
     step = 0
     ups = 0
     for item in range(MOST):
         kind = gl.load(work_ptr + item * ITEM)
-        tokens = gl.load(work_ptr + item * ITEM + 1) * TOKENS + 64 * GROUP
-        block = gl.load(work_ptr + item * ITEM + 2)
+        tokens = gl.load(work_ptr + item * ITEM + 1) * BLOCK
+        block = gl.load(work_ptr + item * ITEM + 2) * BLOCK
         steps = gl.load(work_ptr + item * ITEM + 4)
-        part_row = gl.load(work_ptr + item * ITEM + 5) * rows_of_part + tokens
-        if (kind == UP) | (kind == DOWN):
-            acc = gl.zeros([64, ROWS], gl.float32, layout=whole)
+        row = gl.load(work_ptr + item * ITEM + 5) * rows_of_part + tokens
+        if steps > 0:
+            acc = gl.zeros([64, 2 * BLOCK], gl.float32, layout=wgmma)
             for index in range(steps):
                 s = step % STAGES
                 mbarrier.wait(full.index(s), (step // STAGES) & 1)
@@ -158,31 +154,21 @@ def _multiply(
                 step += 1
             acc = warpgroup_mma_wait(0, deps=[acc])
             mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES), count=1)
-            first, second = _halves(acc, HALF)
+            first, second = _halves(acc, BLOCK)
             mbarrier.wait(written, (ups + 1) & 1)  # what was in `out`
             if kind == UP:
                 out.store(_activate(first, second, ACTIVATION).to(out.dtype))
                 fence_async_shared()
                 mbarrier.arrive(made, count=1)
                 ups += 1
+            elif kind == DOWN:
+                row += 64 * GROUP
+                _write_part(first, out, part_desc, row, block, False)
+                _write_part(second, out, part_desc, row, block + BLOCK, False)
             else:
-                _write_part(first, out, part_desc, part_row, block * ROWS)
-                _write_part(second, out, part_desc, part_row, block * ROWS + HALF)
-        if kind == HALF_DOWN:
-            narrow = gl.zeros([64, HALF], gl.float32, layout=half)
-            for index in range(steps):
-                s = step % STAGES
-                mbarrier.wait(full.index(s), (step // STAGES) & 1)
-                x = left.index(s).slice(64 * GROUP, 64)
-                weight = right.index(s).slice(0, HALF).permute([1, 0])
-                narrow = warpgroup_mma(x, weight, narrow, is_async=True)
-                narrow = warpgroup_mma_wait(1, deps=[narrow])
-                mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES), count=1, pred=index > 0)
-                step += 1
-            narrow = warpgroup_mma_wait(0, deps=[narrow])
-            mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES), count=1)
-            mbarrier.wait(written, (ups + 1) & 1)
-            _write_part(narrow, out, part_desc, part_row, block * ROWS)
+                block += 64 * GROUP
+                _write_part(first, out, across_desc, row, block, True)
+                _write_part(second, out, across_desc, row + BLOCK, block, True)
 
 
 @gluon.jit
@@ -193,7 +179,11 @@ def _halves(x, SIZE: gl.constexpr):
 
 @gluon.jit
 def _activate(gate, up, ACTIVATION: gl.constexpr):
-    """act(gate) * up; a sigmoid takes one power of two and one reciprocal."""
+    """act(gate) * up.
+
+    A sigmoid takes a power of two and half a reciprocal: the unit that makes both is what this
+    waits for, and 1 / a and 1 / b come from 1 / (a * b).
+    """
     LOG2E: gl.constexpr = 1.4426950408889634
     if ACTIVATION == "gelu":
         gated = 0.5 * gate * (1.0 + gl.erf(gate * 0.7071067811865476))
@@ -202,29 +192,45 @@ def _activate(gate, up, ACTIVATION: gl.constexpr):
             scaled = gate * -LOG2E
         else:
             scaled = gate * ((gate * gate * 0.044715 + 1.0) * (-1.5957691216057308 * LOG2E))
+        # beyond 60 the sigmoid is nothing, and a * b might be infinite
         gated = gate * gl.inline_asm_elementwise(
-            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [1.0 + gl.exp2(scaled)],
-            dtype=gl.float32, is_pure=True, pack=1,
+            """{ .reg .f32 r;
+            mul.f32 r, $2, $3;
+            rcp.approx.ftz.f32 r, r;
+            mul.f32 $0, r, $3;
+            mul.f32 $1, r, $2; }""",
+            "=f,=f,f,f", [1.0 + gl.exp2(gl.minimum(scaled, 60.0))],
+            dtype=gl.float32, is_pure=True, pack=2,
         )  # fmt: skip
     return gated * up
 
 
 @gluon.jit
-def _write_part(acc, out, part_desc, row, col):
-    """Write [64, ROWS / 2] of a part in four pieces, through `out` as two buffers of a piece."""
+def _write_part(acc, out, desc, row, col, TURNED: gl.constexpr):
+    """Write [64, BLOCK] of a part in four pieces, through `out` as two buffers of a piece."""
     swizzled: gl.constexpr = gl.NVMMASharedLayout(128, 32, 2)
-    buffers = _reinterpret(out, gl.float32, [2, 64, PIECE], swizzled)
-    left, right = _halves(acc, 2 * PIECE)
-    for side in gl.static_range(2):
-        pieces = _halves(left if side == 0 else right, PIECE)
+    if TURNED:
+        buffers = _reinterpret(out, gl.float32, [2, PIECE, 64], swizzled)
+    else:
+        buffers = _reinterpret(out, gl.float32, [2, 64, PIECE], swizzled)
+    one, two = _halves(acc, 2 * PIECE)
+    for half in gl.static_range(2):
+        pieces = _halves(one if half == 0 else two, PIECE)
         for index in gl.static_range(2):
+            at = (2 * half + index) * PIECE
             tma.store_wait(1)  # the piece before last has left its buffer
             _barrier()
-            buffers.index(index).store(pieces[index])
+            buffer = buffers.index(index)
+            if TURNED:
+                buffer.permute([1, 0]).store(pieces[index])
+            else:
+                buffer.store(pieces[index])
             fence_async_shared()
             _barrier()
-            at = col + (2 * side + index) * PIECE
-            _store_tile(part_desc, [row, at], buffers.index(index))
+            if TURNED:
+                _store_tile(desc, [row + at, col], buffer)
+            else:
+                _store_tile(desc, [row, col + at], buffer)
     tma.store_wait(0)
     _barrier()
 
@@ -238,8 +244,8 @@ def _write(y_desc, work_ptr, flags_ptr, out0, out1, made, written, num_columns, 
             block = gl.load(work_ptr + item * ITEM + 1)
             column = gl.load(work_ptr + item * ITEM + 2)
             mbarrier.wait(made, ups & 1)
-            _store_tile(y_desc, [block * TOKENS, column * COLUMNS], out0)
-            _store_tile(y_desc, [block * TOKENS + 64, column * COLUMNS], out1)
+            _store_tile(y_desc, [block * BLOCK, column * BLOCK], out0)
+            _store_tile(y_desc, [block * BLOCK + 64, column * BLOCK], out1)
             # store_wait would wait until it is read only, not until it is written
             _every_lane("cp.async.bulk.wait_group 0; fence.proxy.async;")
             _barrier()  # whichever lane asked for it
@@ -249,7 +255,7 @@ def _write(y_desc, work_ptr, flags_ptr, out0, out1, made, written, num_columns, 
             ups += 1
 
 
-@gluon.jit(do_not_specialize=["rows_of_part"])
+@gluon.jit(do_not_specialize=["rows_of_part", "token_blocks"])
 def _fused_mlp_kernel(
     x_desc,
     gate_up_desc,
@@ -257,21 +263,23 @@ def _fused_mlp_kernel(
     y_half_desc,
     out_desc,
     part_desc,
+    across_desc,
     work_ptr,
     flags_ptr,
     rows_of_part,
     inner_size,
     num_columns,
+    token_blocks,
     MOST: gl.constexpr,
     STAGES: gl.constexpr,
     ACTIVATION: gl.constexpr,
 ):
     dtype: gl.constexpr = x_desc.dtype
     swizzled: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
-    left = gl.allocate_shared_memory(dtype, [STAGES, TOKENS, WIDTH], swizzled)
-    right = gl.allocate_shared_memory(dtype, [STAGES, ROWS, WIDTH], swizzled)
-    out0 = gl.allocate_shared_memory(dtype, [64, COLUMNS], swizzled)
-    out1 = gl.allocate_shared_memory(dtype, [64, COLUMNS], swizzled)
+    left = gl.allocate_shared_memory(dtype, [STAGES, BLOCK, WIDTH], swizzled)
+    right = gl.allocate_shared_memory(dtype, [STAGES, 2 * BLOCK, WIDTH], swizzled)
+    out0 = gl.allocate_shared_memory(dtype, [64, BLOCK], swizzled)
+    out1 = gl.allocate_shared_memory(dtype, [64, BLOCK], swizzled)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     made = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
@@ -285,12 +293,12 @@ def _fused_mlp_kernel(
     work = work_ptr + gl.program_id(0) * MOST * ITEM
     gl.warp_specialize(
         [
-            (_multiply, (part_desc, left, right, full, empty, out0, made, written, work,
-                         rows_of_part, 0, MOST, STAGES, ACTIVATION)),
-            (_multiply, (part_desc, left, right, full, empty, out1, made, written, work,
-                         rows_of_part, 1, MOST, STAGES, ACTIVATION)),
+            (_multiply, (part_desc, across_desc, left, right, full, empty, out0, made, written,
+                         work, rows_of_part, 0, MOST, STAGES, ACTIVATION)),
+            (_multiply, (part_desc, across_desc, left, right, full, empty, out1, made, written,
+                         work, rows_of_part, 1, MOST, STAGES, ACTIVATION)),
             (_load, (x_desc, gate_up_desc, y_desc, out_desc, work, flags_ptr, left, right, full,
-                     empty, inner_size, num_columns, MOST, STAGES,
+                     empty, inner_size, num_columns, token_blocks, MOST, STAGES,
                      dtype.primitive_bitwidth // 8)),
             (_write, (y_half_desc, work, flags_ptr, out0, out1, made, written, num_columns, MOST)),
         ],
@@ -310,9 +318,7 @@ def launch_fused_mlp(
 ) -> torch.Tensor:
     """Launch the kernel; returns the parts."""
     num_tokens, (hidden_size, inner_size) = x.shape[0], mlp_out.shape
-    # whole blocks of rows a part, or the last block of one would write into the next
-    blocks = -(-num_tokens // sizes.BLOCK_TOKENS)
-    rows_of_part = blocks * sizes.BLOCK_TOKENS
+    rows_of_part = -(-num_tokens // ROWS_OF_PART) * ROWS_OF_PART
     parts = torch.empty(
         (schedule.parts, rows_of_part, hidden_size), dtype=torch.float32, device=x.device
     )
@@ -320,19 +326,22 @@ def launch_fused_mlp(
     table = _table(schedule, x.device)
     half = gl.NVMMASharedLayout(128, 16, 2)
     single = gl.NVMMASharedLayout(128, 32, 2)
-    block = [sizes.BLOCK_TOKENS, sizes.BLOCK_WIDTH]
+    block = [sizes.BLOCK, sizes.BLOCK_WIDTH]
+    rows = parts.view(-1, hidden_size)
     _fused_mlp_kernel[(len(schedule.programs),)](
         TensorDescriptor.from_tensor(x, block, half),
-        TensorDescriptor.from_tensor(gate_up, [sizes.BLOCK_COLUMNS, sizes.BLOCK_WIDTH], half),
+        TensorDescriptor.from_tensor(gate_up, block, half),
         TensorDescriptor.from_tensor(y, block, half),
-        TensorDescriptor.from_tensor(y, [64, sizes.BLOCK_COLUMNS], half),
-        TensorDescriptor.from_tensor(mlp_out, [sizes.BLOCK_ROWS // 2, sizes.BLOCK_WIDTH], half),
-        TensorDescriptor.from_tensor(parts.view(-1, hidden_size), [64, PIECE.value], single),
+        TensorDescriptor.from_tensor(y, [64, sizes.BLOCK], half),
+        TensorDescriptor.from_tensor(mlp_out, block, half),
+        TensorDescriptor.from_tensor(rows, [64, PIECE.value], single),
+        TensorDescriptor.from_tensor(rows, [PIECE.value, 64], single),
         table,
         flags,
         rows_of_part,
         inner_size,
         flags.shape[1],
+        flags.shape[0],
         MOST=table.shape[1],
         STAGES=STAGES,
         ACTIVATION=activation,

@@ -29,9 +29,9 @@ from infer_core.kernels.linear import (
     linear_parts,
     linear_parts_ref,
 )
-from infer_core.kernels.mlp_schedule import BLOCK_COLUMNS, BLOCK_TOKENS, Schedule, schedule_mlp
+from infer_core.kernels.mlp_schedule import BLOCK, Schedule, schedule_mlp
 
-FUSED_FROM = 512
+FUSED_FROM = 257
 
 
 def mlp_parts_ref(
@@ -98,13 +98,13 @@ def mlp_flags(x: torch.Tensor, inner_size: int, num_layers: int) -> torch.Tensor
     """
     if x.shape[0] < FUSED_FROM or x.dtype == torch.float32 or not has_wgmma(x.device):
         return None
-    shape = (num_layers, ceil(x.shape[0] / BLOCK_TOKENS), ceil(inner_size / BLOCK_COLUMNS))
+    shape = (num_layers, ceil(x.shape[0] / BLOCK), ceil(inner_size / BLOCK))
     return torch.zeros(shape, dtype=torch.int32, device=x.device)
 
 
 def fused_schedule(num_tokens: int, hidden_size: int, inner_size: int, num_sms: int) -> Schedule:
     """The schedule of the one kernel."""
-    return schedule_mlp(ceil(num_tokens / BLOCK_TOKENS), hidden_size, inner_size, num_sms)
+    return schedule_mlp(ceil(num_tokens / BLOCK), hidden_size, inner_size, num_sms)
 
 
 @cache

@@ -3,25 +3,33 @@ from collections import Counter
 import pytest
 
 from infer_core.kernels.mlp_schedule import (
-    BLOCK_COLUMNS,
-    BLOCK_TOKENS,
+    ACROSS,
+    BLOCK,
     BLOCK_WIDTH,
-    DOWN,
-    HALF_DOWN,
     UP,
     schedule_mlp,
 )
 
 # hidden and intermediate size of the reference models, and sizes that no tile divides
 SIZES = [(2048, 8192), (2048, 6144), (1152, 6912), (1000, 1400), (256, 128), (64, 8)]
-STEPS_A_TILE = BLOCK_COLUMNS // BLOCK_WIDTH
+STEPS_A_TILE = BLOCK // BLOCK_WIDTH
 
 
 def cases():
     for sizes in SIZES:
-        for token_blocks in (1, 4, 8, 16):
+        for token_blocks in (1, 5, 8, 16):
             for num_sms in (1, 78, 132):
                 yield pytest.param(token_blocks, *sizes, num_sms)
+
+
+def blocks_of(tile, token_blocks, row_blocks):
+    """The blocks of the result, (tokens, rows), that a tile of the down projection makes."""
+    if tile.kind == UP:
+        return []
+    pair = [(tile.tokens, tile.columns), (tile.tokens, tile.columns + 1)]
+    if tile.kind == ACROSS:
+        pair[1] = (tile.tokens + 1, tile.columns)
+    return [(t, r) for t, r in pair if t < token_blocks and r < row_blocks]
 
 
 @pytest.mark.parametrize(("token_blocks", "hidden", "inner", "num_sms"), list(cases()))
@@ -30,20 +38,18 @@ def test_every_tile_is_made_once_and_from_all_of_its_width(token_blocks, hidden,
 
     assert len(schedule.programs) == num_sms
     work = [tile for program in schedule.programs for tile in program]
-    columns = -(-inner // BLOCK_COLUMNS)
+    columns, row_blocks = -(-inner // BLOCK), -(-hidden // BLOCK)
     ups = Counter((tile.tokens, tile.columns) for tile in work if tile.kind == UP)
     assert ups == Counter((t, c) for t in range(token_blocks) for c in range(columns))
     assert all(tile.steps == -(-hidden // BLOCK_WIDTH) for tile in work if tile.kind == UP)
     covered = Counter(
-        (tile.tokens, 2 * tile.columns + half, step)
+        (tokens, rows, step)
         for tile in work
-        if tile.kind != UP
-        for half in range(1 if tile.kind == HALF_DOWN else 2)
+        for tokens, rows in blocks_of(tile, token_blocks, row_blocks)
         for step in range(tile.first, tile.first + tile.steps)
     )
     assert set(covered.values()) == {1}
-    halves = 2 * -(-hidden // 256) - (0 < hidden % 256 <= 128)
-    assert len(covered) == token_blocks * halves * columns * STEPS_A_TILE
+    assert len(covered) == token_blocks * row_blocks * columns * STEPS_A_TILE
     downs = Counter((tile.tokens, tile.columns) for tile in work if tile.kind != UP)
     assert set(downs.values()) == {schedule.parts}
     assert {tile.part for tile in work if tile.kind != UP} == set(range(schedule.parts))
@@ -63,7 +69,8 @@ def test_programs_that_run_at_once_never_wait_for_ever(token_blocks, hidden, inn
                 continue
             tile = queue[0]
             first, last = tile.first // STEPS_A_TILE, (tile.first + tile.steps) // STEPS_A_TILE
-            needed = {(tile.tokens, column) for column in range(first, last)}
+            both = (0, 1) if tile.kind == ACROSS and tile.tokens + 1 < token_blocks else (0,)
+            needed = {(tile.tokens + t, column) for t in both for column in range(first, last)}
             if tile.kind == UP or needed <= done:
                 ready.append(queue)
         assert ready, "every program waits"
@@ -73,19 +80,19 @@ def test_programs_that_run_at_once_never_wait_for_ever(token_blocks, hidden, inn
                 done.add((tile.tokens, tile.columns))
 
 
-@pytest.mark.parametrize(("hidden", "inner", "parts"), [(1152, 6912, 3), (2048, 8192, 2)])
+@pytest.mark.parametrize(("hidden", "inner", "parts"), [(1152, 6912, 4), (2048, 8192, 2)])
 def test_the_parts_are_those_that_end_first(hidden, inner, parts):
     """1,024 tokens on 132 multiprocessors: measured beside the next best on an H200."""
-    assert schedule_mlp(1024 // BLOCK_TOKENS, hidden, inner, 132).parts == parts
+    assert schedule_mlp(1024 // BLOCK, hidden, inner, 132).parts == parts
 
 
-def test_the_tiles_made_last_are_the_last_that_each_part_needs():
-    schedule = schedule_mlp(8, 1152, 6912, 132)
-    late = {program[3].columns for program in schedule.programs if program[3].kind == UP}
-    ends = {
-        (tile.first + tile.steps) // STEPS_A_TILE
-        for program in schedule.programs
-        for tile in program
-        if tile.kind in (DOWN, HALF_DOWN)
+def test_the_tiles_made_last_are_those_that_every_part_needs_last():
+    programs = schedule_mlp(8, 1152, 6912, 132).programs
+    begins = {tile.first for program in programs for tile in program if tile.kind != UP}
+    after = {  # how many columns a part goes through before this one
+        column: column - max(b // STEPS_A_TILE for b in begins if b // STEPS_A_TILE <= column)
+        for column in range(54)
     }
-    assert late <= {end - back for end in ends for back in (1, 2)}
+    fourth = {program[3].columns for program in programs if program[3].kind == UP}
+    before = {tile.columns for program in programs for tile in program[:3]}
+    assert min(after[column] for column in fourth) >= max(after[c] for c in before - fourth)
