@@ -1,5 +1,6 @@
 """Prefill once, decode many: one model on one device, one request at a time."""
 
+import struct
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from infer_core.model_source import ResolvedModel, resolve_model
 from infer_core.ops import ops_for
 from infer_core.plugins import PluginRegistry, load_registry
 from infer_core.sampling_params import SamplingParams
-from infer_core.session import RUN_AHEAD, GraphPool, Session, context_bucket
+from infer_core.session import RUN_AHEAD, GraphPool, Session, context_bucket, pack_tokens
 from infer_core.specs import DType, ModelSpec
 from infer_core.weights import dummy_weights, load_checkpoint
 
@@ -244,7 +245,7 @@ class Engine:
         on_logits: Callable[[torch.Tensor, torch.Tensor], None] | None,
     ) -> Generator[int, bool | None, Generation]:
         began = time.perf_counter()
-        self.check(prompt, max_new_tokens)
+        packed = self._checked(prompt, max_new_tokens)
         sampling = sampling or PLAIN_GREEDY
         eos = frozenset() if ignore_eos else frozenset(self.spec.eos_token_ids)
         session, keep = self._open(prompt, max_new_tokens, reuse_prefix)
@@ -259,7 +260,7 @@ class Engine:
             if on_logits is not None:
                 on_logits(session.logits[0], session.token(index))
 
-        session.prefill(prompt, max_new_tokens)
+        session.prefill(packed, max_new_tokens)
         on_step(0)
         tokens = [session.read_first()]
         first_token_at = time.perf_counter()
@@ -321,22 +322,30 @@ class Engine:
     def _score(self, prompt: list[int], forced: list[int]) -> torch.Tensor:
         session = self._session(len(prompt) + len(forced) + 1, len(prompt))
         session.begin(PLAIN_GREEDY, len(prompt))
-        session.prefill(prompt, len(forced) + 1)
+        session.prefill(pack_tokens(prompt), len(forced) + 1)
         rows = [session.logits[0].clone()]
         rows.extend(session.force(token).clone() for token in forced)
         return torch.stack(rows)
 
     def check(self, prompt: Sequence[int], max_new_tokens: int) -> None:
         """Raise the RequestError that such a request would meet; nothing runs."""
+        self._checked(prompt, max_new_tokens)
+
+    def _checked(self, prompt: Sequence[int], max_new_tokens: int) -> bytes:
+        """Check a request; its prompt packed, which finds negative ids and is needed anyhow."""
         vocab = self.spec.shape.vocab_size
         if not prompt:
             raise RequestError("the prompt is empty; give at least one token id")
         if max_new_tokens < 1:
             raise RequestError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
-        if min(prompt) < 0 or max(prompt) >= vocab:
-            outside = [token for token in prompt if not 0 <= token < vocab]
+        try:
+            packed = pack_tokens(prompt)
+        except struct.error:
+            packed = b""
+        if not packed or max(prompt) >= vocab:
+            outside = next((token for token in prompt if token not in range(vocab)), prompt[0])
             raise RequestError(
-                f"prompt id {outside[0]} is outside the vocabulary of {vocab} tokens; "
+                f"prompt id {outside} is outside the vocabulary of {vocab} tokens; "
                 f"was the text encoded with another model's tokenizer?"
             )
         total = len(prompt) + max_new_tokens
@@ -345,6 +354,7 @@ class Engine:
                 f"{len(prompt)} prompt tokens + {max_new_tokens} new tokens = {total}, "
                 f"more than the context of {self.max_context}; shorten one of them"
             )
+        return packed
 
     def _open(
         self, prompt: Sequence[int], max_new_tokens: int, reuse_prefix: bool

@@ -23,6 +23,7 @@ RUN_AHEAD = 8
 CONTEXT_SLOTS = 64
 PREFILL_ROWS = 16
 HEADER = 4  # numbers that come before the prompt in a request's message to the device
+TOKEN_BYTES = 8  # an int64
 
 
 class GraphKey(NamedTuple):
@@ -103,7 +104,7 @@ class Session:
         self._outbox = torch.zeros(HEADER + context + 1, dtype=torch.int64, pin_memory=pinned)
         self._first_token = torch.zeros(1, dtype=torch.int64, pin_memory=pinned)
         # The host's side of both without torch, whose operations cost tens of microseconds here.
-        self._mail = _as_numbers(self._outbox)
+        self._mail = memoryview(_as_numbers(self._outbox)).cast("B")
         self._first = _as_numbers(self._first_token)
         self._sequence = self._inbox[HEADER:]
         # The header on the device: where the last piece of the prompt starts, how many of its
@@ -178,14 +179,14 @@ class Session:
             self._sampler.begin(self._sampling, self._sequence[:1], max_new_tokens=1)
             # the first position that prefill is going to write anyhow
             keep = self._keep
-            self._post(keep, [0] * (keep + 1))
+            self._post(keep, bytes(TOKEN_BYTES * (keep + 1)))
             self._inbox[:HEADER].copy_(self._outbox[:HEADER])
             self._position.fill_(keep)
             self._graphs[key] = self._capture(body), self.logits
         return True
 
-    def prefill(self, prompt: Sequence[int], max_new_tokens: int) -> None:
-        """Run the prompt, in pieces if it is long, and pick the first token."""
+    def prefill(self, prompt: bytes, max_new_tokens: int) -> None:
+        """Run the prompt, given as `pack_tokens` does, in pieces if it is long; pick a token."""
         num_tokens, last = self._prompt_len, self._last
         self._num_written = 0  # stays so if anything goes wrong
         self._post(last, prompt)
@@ -327,11 +328,12 @@ class Session:
             self._inbox[:HEADER] = torch.tensor([0, length, length - 1, length - 1])
             self._prefill_last(length, is_fresh=True, from_host=False)
 
-    def _post(self, start: int, prompt: Sequence[int]) -> None:
+    def _post(self, start: int, prompt: bytes) -> None:
         """Write a request into the outbox: its header and its prompt."""
-        end = len(prompt)
-        header = (start, end - start, end - 1 - start, end - 1)
-        struct.pack_into(f"{HEADER + end}q", self._mail, 0, *header, *prompt)
+        end = len(prompt) // TOKEN_BYTES
+        struct.pack_into("4q", self._mail, 0, start, end - start, end - 1 - start, end - 1)
+        begin = TOKEN_BYTES * HEADER
+        self._mail[begin : begin + len(prompt)] = prompt
 
     def _prefill_last(self, num_rows: int, *, is_fresh: bool, from_host: bool = True) -> None:
         """Run the last piece of a prompt at `num_rows` rows, padding included, and pick.
@@ -381,6 +383,15 @@ class Session:
             body()
         self._graph_pool.add(graph)
         return graph
+
+
+def pack_tokens(prompt: Sequence[int]) -> bytes:
+    """Give ids as the int64 numbers of a message to the device.
+
+    Raises:
+        struct.error: one is negative, or no integer.
+    """
+    return struct.pack(f"{len(prompt)}Q", *prompt)
 
 
 def use_chain(spec: ModelSpec, device: torch.device) -> bool:

@@ -176,6 +176,8 @@ def test_one_new_token_needs_no_decode_step():
         pytest.param([], 4, "the prompt is empty", id="empty"),
         pytest.param([1, 97], 4, "id 97 is outside the vocabulary of 97", id="too-large-id"),
         pytest.param([-1], 4, "id -1 is outside", id="negative-id"),
+        pytest.param([1, 2**70], 4, f"id {2**70} is outside", id="id-of-more-than-64-bits"),
+        pytest.param([1, 1.5], 4, "id 1.5 is outside", id="no-id"),
         pytest.param([1], 0, "max_new_tokens is 0", id="nothing-asked"),
         pytest.param([1] * 200, 57, r"200 prompt tokens \+ 57 new .*context of 256", id="too-long"),
     ],

@@ -15,6 +15,7 @@ import torch
 
 from infer_core import Engine, SamplingParams
 from infer_core.plugins import load_registry
+from infer_core.session import pack_tokens
 
 
 def median_ms(run, repeats: int = 30) -> float:
@@ -43,7 +44,7 @@ def profile(name: str, num_tokens: int, engine: Engine) -> None:
     graph = next(graph for key, (graph, _) in session._graphs.items() if key.rows)
     replay = median_ms(graph.replay)
     session.begin(SamplingParams(), num_tokens)
-    session.prefill(prompt, 1)
+    session.prefill(pack_tokens(prompt), 1)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         for _ in range(5):
             graph.replay()
