@@ -83,13 +83,12 @@ def _ready_until(flags_ptr, column, end):
 @gluon.jit
 def _load(
     x_desc, gate_up_desc, y_desc, out_desc, work_ptr, flags_ptr, left, right, full, empty,
-    inner_size, num_columns, token_blocks, MOST: gl.constexpr, STAGES: gl.constexpr,
-    ITEM_BYTES: gl.constexpr,
+    most, inner_size, num_columns, token_blocks, STAGES: gl.constexpr, ITEM_BYTES: gl.constexpr,
 ):  # fmt: skip
     """Copy the operands of every step, STAGES ahead of those who multiply."""
     STEP_BYTES: gl.constexpr = 3 * BLOCK * WIDTH * ITEM_BYTES
     step = 0
-    for item in range(MOST):
+    for item in range(most):
         kind = gl.load(work_ptr + item * ITEM)
         tokens = gl.load(work_ptr + item * ITEM + 1)
         block = gl.load(work_ptr + item * ITEM + 2)
@@ -128,14 +127,14 @@ def _load(
 
 @gluon.jit
 def _multiply(
-    part_desc, across_desc, left, right, full, empty, out, made, written, work_ptr, rows_of_part,
-    GROUP: gl.constexpr, MOST: gl.constexpr, STAGES: gl.constexpr, ACTIVATION: gl.constexpr,
+    part_desc, across_desc, left, right, full, empty, out, made, written, work_ptr, most,
+    rows_of_part, GROUP: gl.constexpr, STAGES: gl.constexpr, ACTIVATION: gl.constexpr,
 ):  # fmt: skip
     """Multiply rows 64 * GROUP to 64 * GROUP + 63 of every tile, and end it."""
     wgmma: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 2 * BLOCK, 16])
     step = 0
     ups = 0
-    for item in range(MOST):
+    for item in range(most):
         kind = gl.load(work_ptr + item * ITEM)
         tokens = gl.load(work_ptr + item * ITEM + 1) * BLOCK
         block = gl.load(work_ptr + item * ITEM + 2) * BLOCK
@@ -179,11 +178,7 @@ def _halves(x, SIZE: gl.constexpr):
 
 @gluon.jit
 def _activate(gate, up, ACTIVATION: gl.constexpr):
-    """act(gate) * up.
-
-    A sigmoid takes a power of two and half a reciprocal: the unit that makes both is what this
-    waits for, and 1 / a and 1 / b come from 1 / (a * b).
-    """
+    """act(gate) * up; a sigmoid takes one power of two and one reciprocal."""
     LOG2E: gl.constexpr = 1.4426950408889634
     if ACTIVATION == "gelu":
         gated = 0.5 * gate * (1.0 + gl.erf(gate * 0.7071067811865476))
@@ -192,15 +187,9 @@ def _activate(gate, up, ACTIVATION: gl.constexpr):
             scaled = gate * -LOG2E
         else:
             scaled = gate * ((gate * gate * 0.044715 + 1.0) * (-1.5957691216057308 * LOG2E))
-        # beyond 60 the sigmoid is nothing, and a * b might be infinite
         gated = gate * gl.inline_asm_elementwise(
-            """{ .reg .f32 r;
-            mul.f32 r, $2, $3;
-            rcp.approx.ftz.f32 r, r;
-            mul.f32 $0, r, $3;
-            mul.f32 $1, r, $2; }""",
-            "=f,=f,f,f", [1.0 + gl.exp2(gl.minimum(scaled, 60.0))],
-            dtype=gl.float32, is_pure=True, pack=2,
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [1.0 + gl.exp2(scaled)],
+            dtype=gl.float32, is_pure=True, pack=1,
         )  # fmt: skip
     return gated * up
 
@@ -236,10 +225,10 @@ def _write_part(acc, out, desc, row, col, TURNED: gl.constexpr):
 
 
 @gluon.jit
-def _write(y_desc, work_ptr, flags_ptr, out0, out1, made, written, num_columns, MOST: gl.constexpr):
+def _write(y_desc, work_ptr, most, flags_ptr, out0, out1, made, written, num_columns):
     """Write each tile of the hidden activation, then raise its flag."""
     ups = 0
-    for item in range(MOST):
+    for item in range(most):
         if gl.load(work_ptr + item * ITEM) == UP:
             block = gl.load(work_ptr + item * ITEM + 1)
             column = gl.load(work_ptr + item * ITEM + 2)
@@ -255,7 +244,8 @@ def _write(y_desc, work_ptr, flags_ptr, out0, out1, made, written, num_columns, 
             ups += 1
 
 
-@gluon.jit(do_not_specialize=["rows_of_part", "token_blocks"])
+# These change with every prompt: specialising on them would recompile in a request.
+@gluon.jit(do_not_specialize=["most", "rows_of_part", "token_blocks"])
 def _fused_mlp_kernel(
     x_desc,
     gate_up_desc,
@@ -265,12 +255,12 @@ def _fused_mlp_kernel(
     part_desc,
     across_desc,
     work_ptr,
+    most,
     flags_ptr,
     rows_of_part,
     inner_size,
     num_columns,
     token_blocks,
-    MOST: gl.constexpr,
     STAGES: gl.constexpr,
     ACTIVATION: gl.constexpr,
 ):
@@ -290,17 +280,17 @@ def _fused_mlp_kernel(
     mbarrier.init(made, count=2)
     mbarrier.init(written, count=1)
     fence_async_shared()
-    work = work_ptr + gl.program_id(0) * MOST * ITEM
+    work = work_ptr + gl.program_id(0) * most * ITEM
     gl.warp_specialize(
         [
             (_multiply, (part_desc, across_desc, left, right, full, empty, out0, made, written,
-                         work, rows_of_part, 0, MOST, STAGES, ACTIVATION)),
+                         work, most, rows_of_part, 0, STAGES, ACTIVATION)),
             (_multiply, (part_desc, across_desc, left, right, full, empty, out1, made, written,
-                         work, rows_of_part, 1, MOST, STAGES, ACTIVATION)),
+                         work, most, rows_of_part, 1, STAGES, ACTIVATION)),
             (_load, (x_desc, gate_up_desc, y_desc, out_desc, work, flags_ptr, left, right, full,
-                     empty, inner_size, num_columns, token_blocks, MOST, STAGES,
+                     empty, most, inner_size, num_columns, token_blocks, STAGES,
                      dtype.primitive_bitwidth // 8)),
-            (_write, (y_half_desc, work, flags_ptr, out0, out1, made, written, num_columns, MOST)),
+            (_write, (y_half_desc, work, most, flags_ptr, out0, out1, made, written, num_columns)),
         ],
         [4, 1, 1],
         [232, 24, 24],  # registers of a thread
@@ -337,12 +327,12 @@ def launch_fused_mlp(
         TensorDescriptor.from_tensor(rows, [64, PIECE.value], single),
         TensorDescriptor.from_tensor(rows, [PIECE.value, 64], single),
         table,
+        table.shape[1],
         flags,
         rows_of_part,
         inner_size,
         flags.shape[1],
         flags.shape[0],
-        MOST=table.shape[1],
         STAGES=STAGES,
         ACTIVATION=activation,
         num_warps=4,

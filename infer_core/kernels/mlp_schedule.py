@@ -41,9 +41,12 @@ class Work:
     part: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Schedule:
-    """The work of each program in order, in how many parts the result comes, and when it ends."""
+    """The work of each program in order, in how many parts the result comes, and when it ends.
+
+    Equal only to itself, so that it costs nothing as a key.
+    """
 
     programs: tuple[tuple[Work, ...], ...]
     parts: int
