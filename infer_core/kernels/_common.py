@@ -9,7 +9,8 @@ import triton.language as tl
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Tried on an H100, three models: 64, 128 and 256 tokens gain 2 to 6 %; from 384 on, where
-# programs come in several rounds, they lose up to 2 %, and so does one row alone.
+# programs come in several rounds, they lose up to 2 %, and so does one row alone. With an MLP of
+# one kernel 1,024 tokens of Gemma3 gain nothing (H200).
 EARLY_START_TOKENS = range(2, 257)
 
 
