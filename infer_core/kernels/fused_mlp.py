@@ -244,8 +244,9 @@ def _write(y_desc, work_ptr, most, flags_ptr, out0, out1, made, written, num_col
             ups += 1
 
 
-# These change with every prompt: specialising on them would recompile in a request.
-@gluon.jit(do_not_specialize=["most", "rows_of_part", "token_blocks"])
+# These change with every prompt, and flags begin anywhere: specialising on them would recompile in
+# a request.
+@gluon.jit(do_not_specialize=["flags_ptr", "most", "rows_of_part", "token_blocks"])
 def _fused_mlp_kernel(
     x_desc,
     gate_up_desc,

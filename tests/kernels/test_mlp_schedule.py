@@ -37,6 +37,9 @@ def test_every_tile_is_made_once_and_from_all_of_its_width(token_blocks, hidden,
     schedule = schedule_mlp(token_blocks, hidden, inner, num_sms)
 
     assert len(schedule.programs) == num_sms
+    for program in schedule.programs:
+        is_down = [tile.kind != UP for tile in program]
+        assert is_down == sorted(is_down), "what nobody waits for comes before what others need"
     work = [tile for program in schedule.programs for tile in program]
     columns, row_blocks = -(-inner // BLOCK), -(-hidden // BLOCK)
     ups = Counter((tile.tokens, tile.columns) for tile in work if tile.kind == UP)
