@@ -5,16 +5,17 @@ The terms follow the places that allocate, which each names; what torch's alloca
 """
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
 from infer_core.chain_tiles import attention_split, default_tiles
 from infer_core.decode_chain import supports
 from infer_core.device import cublas_workspace_bytes
-from infer_core.kernels._common import has_tma, num_multiprocessors
+from infer_core.kernels._common import has_tma, has_wgmma, num_multiprocessors
 from infer_core.kernels.linear import parts_tile
-from infer_core.kernels.mlp import FUSED_FROM, fused_schedule, has_wgmma
-from infer_core.kernels.mlp_schedule import BLOCK
+from infer_core.kernels.mlp import FUSED_FROM, fused_schedule
+from infer_core.kernels.mlp_schedule import flags_shape, part_rows
 from infer_core.kv_cache import kv_bytes
 from infer_core.parameters import Parameter, model_parameters
 from infer_core.session import PREFILL_ROWS, bucket, context_bucket
@@ -184,17 +185,15 @@ def _parts_bytes(spec: ModelSpec, rows: int, width: int, itemsize: int, num_sms:
 
 
 def _fused_mlp_parts(spec: ModelSpec, rows: int, num_sms: int) -> int:
-    """`launch_fused_mlp`: bytes of its result a token, whole pairs of blocks of tokens."""
+    """`launch_fused_mlp`: bytes of its result a token, rounded up."""
     hidden, inner = spec.shape.hidden_size, spec.shape.intermediate_size
     parts = fused_schedule(rows, hidden, inner, num_sms).parts
-    padded = -(-rows // (2 * BLOCK)) * 2 * BLOCK
-    return -(-4 * parts * hidden * padded // rows)
+    return -(-4 * parts * hidden * part_rows(rows) // rows)
 
 
 def _mlp_flags(spec: ModelSpec, rows: int) -> int:
-    """`mlp_flags`: of all layers."""
-    blocks = -(-rows // BLOCK) * -(-spec.shape.intermediate_size // BLOCK)
-    return 4 * spec.shape.num_layers * blocks
+    """`mlp_flags`: bytes of all layers."""
+    return 4 * spec.shape.num_layers * prod(flags_shape(rows, spec.shape.intermediate_size))
 
 
 def _elements(parameter: Parameter) -> int:

@@ -110,6 +110,17 @@ def has_tma(device: torch.device) -> bool:
 
 
 @cache
+def has_wgmma(device: torch.device) -> bool:
+    """Whether four warps multiply together there, which Hopper GPUs alone do this way."""
+    return (
+        device.type == "cuda"
+        and torch.cuda.get_device_capability(device)[0] == 9
+        # Gluon's words of before are others
+        and tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)
+    )
+
+
+@cache
 def has_pdl(device: torch.device) -> bool:
     """Whether the device can start a kernel before its predecessor ends."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)

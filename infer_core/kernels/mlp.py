@@ -15,13 +15,11 @@ Two kernels, `linear_activation` and `linear_parts`; on a Hopper GPU one, from `
 on, where there is no bias (see `fused_mlp`).
 """
 
-from functools import cache
 from math import ceil
 
 import torch
-import triton
 
-from infer_core.kernels._common import has_descriptors, num_multiprocessors
+from infer_core.kernels._common import has_descriptors, has_wgmma, num_multiprocessors
 from infer_core.kernels.linear import (
     check_linear,
     linear_activation,
@@ -29,7 +27,7 @@ from infer_core.kernels.linear import (
     linear_parts,
     linear_parts_ref,
 )
-from infer_core.kernels.mlp_schedule import BLOCK, Schedule, schedule_mlp
+from infer_core.kernels.mlp_schedule import BLOCK, Schedule, flags_shape, schedule_mlp
 
 FUSED_FROM = 257
 
@@ -98,21 +96,10 @@ def mlp_flags(x: torch.Tensor, inner_size: int, num_layers: int) -> torch.Tensor
     """
     if x.shape[0] < FUSED_FROM or x.dtype == torch.float32 or not has_wgmma(x.device):
         return None
-    shape = (num_layers, ceil(x.shape[0] / BLOCK), ceil(inner_size / BLOCK))
-    return torch.zeros(shape, dtype=torch.int32, device=x.device)
+    shape = flags_shape(x.shape[0], inner_size)
+    return torch.zeros((num_layers, *shape), dtype=torch.int32, device=x.device)
 
 
 def fused_schedule(num_tokens: int, hidden_size: int, inner_size: int, num_sms: int) -> Schedule:
     """The schedule of the one kernel."""
     return schedule_mlp(ceil(num_tokens / BLOCK), hidden_size, inner_size, num_sms)
-
-
-@cache
-def has_wgmma(device: torch.device) -> bool:
-    """Whether four warps multiply together there, which Hopper GPUs alone do this way."""
-    return (
-        device.type == "cuda"
-        and torch.cuda.get_device_capability(device)[0] == 9
-        # Gluon's words of before are others
-        and tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)
-    )

@@ -53,6 +53,16 @@ class Schedule:
     steps: float
 
 
+def part_rows(num_tokens: int) -> int:
+    """Rows of a part in memory: whole tiles, or its last one would write into the next part."""
+    return ceil(num_tokens / (2 * BLOCK)) * 2 * BLOCK
+
+
+def flags_shape(num_tokens: int, inner_size: int) -> tuple[int, int]:
+    """A flag a tile of the hidden activation: [blocks of tokens, blocks of columns]."""
+    return ceil(num_tokens / BLOCK), ceil(inner_size / BLOCK)
+
+
 @cache
 def schedule_mlp(token_blocks: int, hidden_size: int, inner_size: int, num_sms: int) -> Schedule:
     """Schedule `token_blocks` blocks of tokens, in the parts that end first."""

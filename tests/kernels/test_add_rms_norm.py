@@ -87,6 +87,16 @@ def test_strided_inputs_give_the_same_as_contiguous_ones(device):
     assert all(torch.equal(a, b) for a, b in zip(strided, contiguous, strict=True))
 
 
+def test_parts_that_are_rows_of_a_larger_tensor_give_the_same(device):
+    parts = torch.randn(3, 8, 40, device=device)[:, :5]
+    residual, weight = torch.randn(5, 40, device=device), torch.randn(40, device=device)
+
+    rows = add_rms_norm(parts, residual, weight, 1e-6)
+    contiguous = add_rms_norm(parts.contiguous(), residual, weight, 1e-6)
+
+    assert all(torch.equal(a, b) for a, b in zip(rows, contiguous, strict=True))
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
