@@ -113,9 +113,10 @@ def compile_model(spec: ModelSpec, capability: int, num_sms: int) -> list[tuple[
         stack.enter_context(mock.patch(name, return_value=capability >= 90))
         name = "infer_core.kernels._common.has_pdl"
         stack.enter_context(mock.patch(name, return_value=capability >= 90))
-        name = "infer_core.kernels.mlp.has_wgmma"
-        stack.enter_context(mock.patch(name, return_value=capability == 90))
-        for module in ("decode_chain", "kernels.mlp"):
+        for module in ("mlp", "attention"):
+            name = f"infer_core.kernels.{module}.has_wgmma"
+            stack.enter_context(mock.patch(name, return_value=capability == 90))
+        for module in ("decode_chain", "kernels.mlp", "kernels.fresh_attention"):
             name = f"infer_core.{module}.num_multiprocessors"
             stack.enter_context(mock.patch(name, return_value=num_sms))
         decoder = Decoder(spec, parameters, context=CONTEXT, ops=TRITON)

@@ -4,13 +4,14 @@
 
 TILES is KIND:N,N,... or several of them joined by +, which are tried together. Kinds:
 
-    attention              rows, keys, warps, stages[, value parts]
+    attention              rows, keys, warps, stages[, value parts], where fresh_from leaves it
     activation             tokens, rows, width, warps, stages[, 1, 1 to cut tiles in two]
     attn_out and mlp_out   tokens, rows, width, warps, stages[, parts]
     alone_from             tokens from which on the last layer ends for one token alone
     early_start            0: a kernel starts only when the one before it has ended
     fused_from             tokens from which on the MLP is one kernel, to which the tiles of
                            activation and mlp_out do not apply
+    fresh_from             tokens from which on attention is the kernel of fresh prompts
 
 All are timed once a round, in an order of chance, with the built-in tiles among them, since a GPU
 slows down as it warms up, and each time at other addresses. Prints medians and ranges over the
@@ -45,6 +46,7 @@ KINDS = {
     "alone_from": int,
     "early_start": int,
     "fused_from": int,
+    "fresh_from": int,
 }
 
 
@@ -81,6 +83,8 @@ def use(tiles: dict[str, Any], mlp_width: int) -> ExitStack:
         stack.enter_context(mock.patch.object(decoder, "ALONE_FROM", tiles["alone_from"]))
     if "fused_from" in tiles:
         stack.enter_context(mock.patch.object(mlp, "FUSED_FROM", tiles["fused_from"]))
+    if "fresh_from" in tiles:
+        stack.enter_context(mock.patch.object(attention, "FRESH_FROM", tiles["fresh_from"]))
     if "early_start" in tiles:
         always = lambda _: bool(tiles["early_start"])  # noqa: E731
         stack.enter_context(mock.patch.object(_common, "has_pdl", always))

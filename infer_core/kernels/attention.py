@@ -19,7 +19,8 @@ group shares each K and V tile. Where that makes too few programs, several share
 with all scores and its part of the value columns. Tiles outside the window are never visited, and
 masks are computed only in those at its two ends. The chunk's own tiles come through tensor
 descriptors where the GPU has TMA (compute capability >= 9.0) and the rows allow it. The grid
-follows from num_tokens alone, the length of the past is read on the device.
+follows from num_tokens alone, the length of the past is read on the device. On a Hopper GPU a
+fresh prompt of `FRESH_FROM` tokens or more takes another kernel (see `fresh_attention`).
 """
 
 import math
@@ -38,10 +39,15 @@ from infer_core.kernels._common import (
     check_position,
     early_start,
     has_descriptors,
+    has_wgmma,
     num_multiprocessors,
     shared_memory_bytes,
     tanh,
 )
+
+# On an H200 the kernel of `fresh_attention` takes as long as this one at 256 tokens, three quarters
+# of the time at 1,024, and does not start early (see `early_start`).
+FRESH_FROM = 257
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,8 +402,24 @@ def prefill_attention(
     num_tokens = qkv.shape[0]
     if is_fresh and window is not None and num_tokens <= window:
         window = None  # it hides nothing
+    group_size = num_heads // num_kv_heads
+    score_scale, softcap_scale = score_scales(softmax_scale, logit_softcap)
+    suits = head_dim in (64, 128, 256) and group_size in (1, 2, 4, 8) and logit_softcap is None
+    long = is_fresh and num_tokens >= FRESH_FROM
+    if long and suits and has_wgmma(qkv.device) and has_descriptors(qkv):
+        # imported late, as in mlp_parts
+        from infer_core.kernels.fresh_attention import launch_fresh_attention
+
+        return launch_fresh_attention(
+            qkv,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            score_scale=score_scale,
+            window=window,
+        )
     y = torch.empty((num_tokens, num_heads * head_dim), dtype=qkv.dtype, device=qkv.device)
-    num_rows = num_tokens * (num_heads // num_kv_heads)
+    num_rows = num_tokens * group_size
     tile = attention_tile(
         num_rows,
         num_kv_heads,
@@ -427,7 +449,8 @@ def prefill_attention(
         qkv.stride(0),
         y.stride(0),
         capacity,
-        *score_scales(softmax_scale, logit_softcap),
+        score_scale,
+        softcap_scale,
         window or 0,
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,

@@ -15,8 +15,7 @@ multiply them, 64 rows of the tile each, and one warp writes what they made and 
 flag: copies for the next tile thus run beside the end of this one. Programs wait for each other's
 flags, so all must run at once: the launch is a cooperative one, which fails where they cannot.
 
-Written in Gluon, as Triton has no words for who does what. Four of its names differ between Triton
-3.6 and 3.9: `_load_tile`, `_store_tile`, `_barrier` and `_reinterpret` stand for either.
+Written in Gluon, as Triton has no words for who does what.
 """
 
 from functools import cache
@@ -24,7 +23,6 @@ from functools import cache
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language._core import shared_memory_descriptor as SharedMemory
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
@@ -35,12 +33,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from infer_core.kernels import mlp_schedule as sizes
+from infer_core.kernels._gluon import barrier, load_tile, reinterpret, store_tile
 from infer_core.kernels.mlp_schedule import Schedule, Work
-
-_load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
-_store_tile = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
-_barrier = getattr(gl, "barrier", None) or gl.thread_barrier
-_reinterpret = getattr(SharedMemory, "reinterpret", None) or SharedMemory._reinterpret
 
 # Constants of the kernels. An ITEM is a tile in the table of work: six numbers, and two that keep
 # it in one sector of memory.
@@ -74,7 +68,7 @@ def _ready_until(flags_ptr, column, end):
         until = column + gl.min(gl.where(done == 0, lanes, 32), 0)
     # what was written before the flags is seen by every lane, and by the copies it asks for
     _every_lane("fence.acq_rel.gpu; fence.proxy.async;")
-    _barrier()
+    barrier()
     return until
 
 
@@ -108,18 +102,18 @@ def _load(
             two = right.index(s).slice(0, BLOCK)
             three = right.index(s).slice(BLOCK, BLOCK)
             if kind == UP:
-                _load_tile(x_desc, [tokens * BLOCK, col], full.index(s), one)
-                _load_tile(gate_up_desc, [block * BLOCK, col], full.index(s), two)
+                load_tile(x_desc, [tokens * BLOCK, col], full.index(s), one)
+                load_tile(gate_up_desc, [block * BLOCK, col], full.index(s), two)
                 up = inner_size + block * BLOCK
-                _load_tile(gate_up_desc, [up, col], full.index(s), three)
+                load_tile(gate_up_desc, [up, col], full.index(s), three)
             elif kind == DOWN:
-                _load_tile(y_desc, [tokens * BLOCK, col], full.index(s), one)
-                _load_tile(out_desc, [block * BLOCK, col], full.index(s), two)
-                _load_tile(out_desc, [block * BLOCK + BLOCK, col], full.index(s), three)
+                load_tile(y_desc, [tokens * BLOCK, col], full.index(s), one)
+                load_tile(out_desc, [block * BLOCK, col], full.index(s), two)
+                load_tile(out_desc, [block * BLOCK + BLOCK, col], full.index(s), three)
             else:
-                _load_tile(out_desc, [block * BLOCK, col], full.index(s), one)
-                _load_tile(y_desc, [tokens * BLOCK, col], full.index(s), two)
-                _load_tile(y_desc, [tokens * BLOCK + BLOCK, col], full.index(s), three)
+                load_tile(out_desc, [block * BLOCK, col], full.index(s), one)
+                load_tile(y_desc, [tokens * BLOCK, col], full.index(s), two)
+                load_tile(y_desc, [tokens * BLOCK + BLOCK, col], full.index(s), three)
             step += 1
 
 
@@ -153,7 +147,7 @@ def _multiply(
             mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES), count=1)
             first, second = _halves(acc, BLOCK)
             mbarrier.wait(written, (ups + 1) & 1)  # what was in `out`
-            if kind == UP:
+            if kind == UP:  # which no program does after another kind, of which pieces may be left
                 out.store(_activate(first, second, ACTIVATION).to(out.dtype))
                 fence_async_shared()
                 mbarrier.arrive(made, count=1)
@@ -166,6 +160,7 @@ def _multiply(
                 block += 64 * GROUP
                 _write_part(first, out, across_desc, row, block, True)
                 _write_part(second, out, across_desc, row + BLOCK, block, True)
+    tma.store_wait(0)  # nobody may have `out` before it is read
 
 
 @gluon.jit
@@ -200,29 +195,27 @@ def _write_part(acc, out, desc, row, col, TURNED: gl.constexpr):
     """Write [64, BLOCK] of a part in four pieces, through `out` as two buffers of a piece."""
     swizzled: gl.constexpr = gl.NVMMASharedLayout(128, 32, 2)
     if TURNED:
-        buffers = _reinterpret(out, gl.float32, [2, PIECE, 64], swizzled)
+        buffers = reinterpret(out, gl.float32, [2, PIECE, 64], swizzled)
     else:
-        buffers = _reinterpret(out, gl.float32, [2, 64, PIECE], swizzled)
+        buffers = reinterpret(out, gl.float32, [2, 64, PIECE], swizzled)
     one, two = _halves(acc, 2 * PIECE)
     for half in gl.static_range(2):
         pieces = _halves(one if half == 0 else two, PIECE)
         for index in gl.static_range(2):
             at = (2 * half + index) * PIECE
             tma.store_wait(1)  # the piece before last has left its buffer
-            _barrier()
+            barrier()
             buffer = buffers.index(index)
             if TURNED:
                 buffer.permute([1, 0]).store(pieces[index])
             else:
                 buffer.store(pieces[index])
             fence_async_shared()
-            _barrier()
+            barrier()
             if TURNED:
-                _store_tile(desc, [row + at, col], buffer)
+                store_tile(desc, [row + at, col], buffer)
             else:
-                _store_tile(desc, [row, col + at], buffer)
-    tma.store_wait(0)
-    _barrier()
+                store_tile(desc, [row, col + at], buffer)
 
 
 @gluon.jit
@@ -234,11 +227,11 @@ def _write(y_desc, work_ptr, most, flags_ptr, out0, out1, made, written, num_col
             block = gl.load(work_ptr + item * ITEM + 1)
             column = gl.load(work_ptr + item * ITEM + 2)
             mbarrier.wait(made, ups & 1)
-            _store_tile(y_desc, [block * BLOCK, column * BLOCK], out0)
-            _store_tile(y_desc, [block * BLOCK + 64, column * BLOCK], out1)
+            store_tile(y_desc, [block * BLOCK, column * BLOCK], out0)
+            store_tile(y_desc, [block * BLOCK + 64, column * BLOCK], out1)
             # store_wait would wait until it is read only, not until it is written
             _every_lane("cp.async.bulk.wait_group 0; fence.proxy.async;")
-            _barrier()  # whichever lane asked for it
+            barrier()  # whichever lane asked for it
             mbarrier.arrive(written, count=1)
             flag = flags_ptr + block * num_columns + column
             gl.atomic_add(flag, 1, sem="release", scope="gpu")

@@ -1,5 +1,39 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+
+ROOT = Path(__file__).parents[2]
+
+# What surrounds a launch to compile it for a GPU of compute capability 9.0, without one.
+COMPILE = """
+import json, sys, torch
+from unittest import mock
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+sys.path.insert(0, "bench/gpu")
+from compile_kernels import SHARED_BYTES, Compiler, resources
+driver.set_active(Compiler(90))
+compiled, run = [], JITFunction.run
+
+def compile_only(self, *args, grid, warmup, **kwargs):
+    kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+    used = resources(kernel)
+    fits = kernel.metadata.shared <= SHARED_BYTES[90]
+    compiled.append((self.fn.__name__, used["LOCAL"] + used["STACK"], fits))
+    return kernel
+
+def empty(*shape, dtype=torch.bfloat16):
+    return torch.empty(shape, device="meta", dtype=dtype)
+
+with mock.patch.object(JITFunction, "run", compile_only):
+    exec(sys.argv[1])
+print(json.dumps(compiled))
+"""
 
 
 @pytest.fixture
@@ -95,3 +129,21 @@ def order_allowance():
         return score_error * float((truth.abs() + truth_of_abs).max())
 
     return allowance
+
+
+@pytest.fixture
+def compile_for_hopper(tmp_path):
+    """Compile what some code launches; each kernel's name, bytes spilled, and whether it fits.
+
+    For kernels in Gluon, which the interpreter cannot run. `empty` makes tensors to launch with.
+    """
+
+    def compiled(code):
+        env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        env["TRITON_CACHE_DIR"] = str(tmp_path)
+        command = [sys.executable, "-c", COMPILE, code]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return [tuple(kernel) for kernel in json.loads(done.stdout)]
+
+    return compiled
