@@ -116,7 +116,7 @@ def compile_model(spec: ModelSpec, capability: int, num_sms: int) -> list[tuple[
         for module in ("mlp", "attention"):
             name = f"infer_core.kernels.{module}.has_wgmma"
             stack.enter_context(mock.patch(name, return_value=capability == 90))
-        for module in ("decode_chain", "kernels.mlp", "kernels.fresh_attention"):
+        for module in ("decode_chain", "kernels.mlp", "kernels.split_attention"):
             name = f"infer_core.{module}.num_multiprocessors"
             stack.enter_context(mock.patch(name, return_value=num_sms))
         decoder = Decoder(spec, parameters, context=CONTEXT, ops=TRITON)

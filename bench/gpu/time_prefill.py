@@ -4,14 +4,16 @@
 
 TILES is KIND:N,N,... or several of them joined by +, which are tried together. Kinds:
 
-    attention              rows, keys, warps, stages[, value parts], where fresh_from leaves it
+    attention              rows, keys, warps, stages[, value parts], where split_from leaves it
     activation             tokens, rows, width, warps, stages[, 1, 1 to cut tiles in two]
     attn_out and mlp_out   tokens, rows, width, warps, stages[, parts]
     alone_from             tokens from which on the last layer ends for one token alone
     early_start            0: a kernel starts only when the one before it has ended
     fused_from             tokens from which on the MLP is one kernel, to which the tiles of
                            activation and mlp_out do not apply
-    fresh_from             tokens from which on attention is the kernel of fresh prompts
+    split_from             tokens from which on attention splits the keys between groups of warps
+
+A prompt of several chunks (2,048 tokens each) is timed from the request to its first token.
 
 All are timed once a round, in an order of chance, with the built-in tiles among them, since a GPU
 slows down as it warms up, and each time at other addresses. Prints medians and ranges over the
@@ -32,6 +34,7 @@ import torch
 from profile_prefill import median_ms
 
 from infer_core import Engine, decoder
+from infer_core.engine import PREFILL_CHUNK
 from infer_core.kernels import _common, attention, linear, mlp
 from infer_core.kernels.attention import AttentionTile
 from infer_core.kernels.linear import LinearTile, parts_tile
@@ -46,7 +49,7 @@ KINDS = {
     "alone_from": int,
     "early_start": int,
     "fused_from": int,
-    "fresh_from": int,
+    "split_from": int,
 }
 
 
@@ -83,8 +86,8 @@ def use(tiles: dict[str, Any], mlp_width: int) -> ExitStack:
         stack.enter_context(mock.patch.object(decoder, "ALONE_FROM", tiles["alone_from"]))
     if "fused_from" in tiles:
         stack.enter_context(mock.patch.object(mlp, "FUSED_FROM", tiles["fused_from"]))
-    if "fresh_from" in tiles:
-        stack.enter_context(mock.patch.object(attention, "FRESH_FROM", tiles["fresh_from"]))
+    if "split_from" in tiles:
+        stack.enter_context(mock.patch.object(attention, "SPLIT_FROM", tiles["split_from"]))
     if "early_start" in tiles:
         always = lambda _: bool(tiles["early_start"])  # noqa: E731
         stack.enter_context(mock.patch.object(_common, "has_pdl", always))
@@ -93,13 +96,17 @@ def use(tiles: dict[str, Any], mlp_width: int) -> ExitStack:
 
 @torch.inference_mode()
 def time_prefill(engine: Engine, prompt: list[int]) -> tuple[float, torch.Tensor]:
-    """Capture the prefill anew; ms of one replay, and its logits."""
+    """Capture the prefill anew; ms of one replay, or to a first token, and the logits."""
     engine.release()
     torch.cuda.empty_cache()
     sizes = (random.randrange(150 << 20) for _ in range(2))
     in_the_way = [torch.empty(size, dtype=torch.uint8, device="cuda") for size in sizes]
     del in_the_way[0]
     engine.generate(prompt, max_new_tokens=1, ignore_eos=True)
+    if len(prompt) > PREFILL_CHUNK:
+        requests = (engine.generate(prompt, max_new_tokens=1, ignore_eos=True) for _ in range(5))
+        ms = statistics.median(request.ttft_ms for request in requests)
+        return ms, engine._latest.logits.float().clone()
     graphs = engine._latest._graphs
     graph, logits = next(kept for key, kept in graphs.items() if key.rows)
     return median_ms(graph.replay), logits.float().clone()

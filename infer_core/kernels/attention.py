@@ -19,8 +19,8 @@ group shares each K and V tile. Where that makes too few programs, several share
 with all scores and its part of the value columns. Tiles outside the window are never visited, and
 masks are computed only in those at its two ends. The chunk's own tiles come through tensor
 descriptors where the GPU has TMA (compute capability >= 9.0) and the rows allow it. The grid
-follows from num_tokens alone, the length of the past is read on the device. On a Hopper GPU a
-fresh prompt of `FRESH_FROM` tokens or more takes another kernel (see `fresh_attention`).
+follows from num_tokens alone, the length of the past is read on the device. On a Hopper GPU
+`SPLIT_FROM` tokens or more take another kernel (see `split_attention`), unless they see a ring.
 """
 
 import math
@@ -45,9 +45,9 @@ from infer_core.kernels._common import (
     tanh,
 )
 
-# On an H200 the kernel of `fresh_attention` takes as long as this one at 256 tokens, three quarters
-# of the time at 1,024, and does not start early (see `early_start`).
-FRESH_FROM = 257
+# On an H200 the kernel of `split_attention` takes as long as this one at 256 tokens, three quarters
+# of the time at 1,024, and it does not start early (see `early_start`).
+SPLIT_FROM = 257
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,18 +405,22 @@ def prefill_attention(
     group_size = num_heads // num_kv_heads
     score_scale, softcap_scale = score_scales(softmax_scale, logit_softcap)
     suits = head_dim in (64, 128, 256) and group_size in (1, 2, 4, 8) and logit_softcap is None
-    long = is_fresh and num_tokens >= FRESH_FROM
-    if long and suits and has_wgmma(qkv.device) and has_descriptors(qkv):
+    suits &= is_fresh or window is None  # with a window the cache may be a ring
+    if num_tokens >= SPLIT_FROM and suits and has_wgmma(qkv.device) and has_descriptors(qkv):
         # imported late, as in mlp_parts
-        from infer_core.kernels.fresh_attention import launch_fresh_attention
+        from infer_core.kernels.split_attention import launch_split_attention
 
-        return launch_fresh_attention(
+        return launch_split_attention(
             qkv,
+            k_cache,
+            v_cache,
+            start,
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             score_scale=score_scale,
             window=window,
+            is_fresh=is_fresh,
         )
     y = torch.empty((num_tokens, num_heads * head_dim), dtype=qkv.dtype, device=qkv.device)
     num_rows = num_tokens * group_size

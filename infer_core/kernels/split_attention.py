@@ -1,4 +1,4 @@
-"""Causal attention of a fresh prompt for Hopper GPUs; contract as in `attention`.
+"""Causal attention of many tokens for Hopper GPUs; contract as in `attention`.
 
 Bound   compute; at head_dim 64 the powers of two take the hardware as long as the products.
 
@@ -9,6 +9,8 @@ Within a block two groups of four warps take every other tile of keys, each with
 maximum, total and sum, so that one multiplies while the other exponentiates; at the end group 1
 hands over what it has and group 0 adds it to its own. A warp of its own copies q, k and v to
 shared memory, those of the next block while this one ends.
+
+Past keys come from the cache, in which position p lies in slot p: a ring is not for this kernel.
 
 Written in Gluon, as Triton has no words for who does what.
 """
@@ -35,7 +37,7 @@ ROWS = gl.constexpr(64)
 
 
 @dataclass(frozen=True, slots=True)
-class FreshTile:
+class SplitTile:
     """Keys of a tile, tiles and blocks of q on their way, and programs that share v's columns."""
 
     keys: int
@@ -45,7 +47,7 @@ class FreshTile:
 
 
 # By head_dim: what 227 KiB of shared memory hold, and the best of two or three tried on an H200.
-TILES = {64: FreshTile(128, 4, 2, 1), 128: FreshTile(64, 4, 2, 1), 256: FreshTile(64, 3, 1, 2)}
+TILES = {64: SplitTile(128, 4, 2, 1), 128: SplitTile(64, 4, 2, 1), 256: SplitTile(64, 3, 1, 2)}
 
 
 @gluon.jit
@@ -56,13 +58,14 @@ def _num_blocks(num_tokens, KV_HEADS: gl.constexpr, HEADS: gl.constexpr, PARTS: 
 
 @gluon.jit
 def _block(
-    round_, num_tokens, window, KV_HEADS: gl.constexpr, HEADS: gl.constexpr,
+    round_, num_tokens, window, past_tiles, KV_HEADS: gl.constexpr, HEADS: gl.constexpr,
     PARTS: gl.constexpr, KEYS: gl.constexpr, WINDOW: gl.constexpr,
 ):  # fmt: skip
     """Kv head, part, first token, first key and tiles of the block a program takes in a round.
 
     Blocks with the most keys come first, and programs take turns there and back, which evens out
-    what they have to do. Where there is no block left, no tiles are.
+    what they have to do. Tiles are those of the past and then those from the first key on. Where
+    there is no block left, no tiles are.
     """
     TOKENS: gl.constexpr = ROWS // HEADS
     programs = gl.num_programs(0)
@@ -76,27 +79,38 @@ def _block(
     if WINDOW:
         first_key = gl.maximum(first_token - window + 1, 0) // KEYS * KEYS
     end = gl.minimum(first_token + TOKENS, num_tokens)
-    tiles = (end - first_key + KEYS - 1) // KEYS
+    tiles = past_tiles + (end - first_key + KEYS - 1) // KEYS
     if index >= num_blocks:
         tiles = 0
     return kv_head, index % PARTS, first_token, first_key, tiles
 
 
 @gluon.jit
+def _past(start_ptr, PAST: gl.constexpr, KEYS: gl.constexpr):
+    """Tokens in the cache, and tiles of them."""
+    start = 0
+    if PAST:
+        start = gl.load(start_ptr)
+    return start, (start + KEYS - 1) // KEYS
+
+
+@gluon.jit
 def _load(
-    q_desc, k_desc, v_desc, q, keys, values, q_full, q_empty, k_full, k_empty, v_full, v_empty,
-    rounds, num_tokens, window,
+    q_desc, k_desc, v_desc, k_cache_desc, v_cache_desc, start_ptr, q, keys, values, q_full,
+    q_empty, k_full, k_empty, v_full, v_empty, rounds, num_tokens, capacity, window,
+    PAST: gl.constexpr,
     KV_HEADS: gl.constexpr, HEADS: gl.constexpr, PARTS: gl.constexpr, KEYS: gl.constexpr,
     WINDOW: gl.constexpr, HEAD_DIM: gl.constexpr, VALUE: gl.constexpr, STAGES: gl.constexpr,
     QUERIES: gl.constexpr,
 ):  # fmt: skip
     """Copy q, k and v of every block, as far ahead as there is room."""
+    _, past_tiles = _past(start_ptr, PAST, KEYS)
     NUM_BYTES: gl.constexpr = q.dtype.primitive_bitwidth // 8
     TOKENS: gl.constexpr = ROWS // HEADS
     step = 0
     for round_ in range(rounds):
         kv_head, part, first_token, first_key, tiles = _block(
-            round_, num_tokens, window, KV_HEADS, HEADS, PARTS, KEYS, WINDOW
+            round_, num_tokens, window, past_tiles, KV_HEADS, HEADS, PARTS, KEYS, WINDOW
         )
         if tiles > 0:
             b = round_ % QUERIES
@@ -111,25 +125,40 @@ def _load(
         for tile in range(tiles):
             s = step % STAGES
             phase = (step // STAGES + 1) & 1
-            key = first_key + tile * KEYS
             mbarrier.wait(k_empty.index(s), phase)
             mbarrier.expect(k_full.index(s), KEYS * HEAD_DIM * NUM_BYTES)
-            load_tile(k_desc, [key, k_col], k_full.index(s), keys.index(s))
+            key = first_key + (tile - past_tiles) * KEYS
+            slot = kv_head * capacity + tile * KEYS
+            if PAST and tile < past_tiles:
+                load_tile(k_cache_desc, [slot, 0], k_full.index(s), keys.index(s))
+            else:
+                load_tile(k_desc, [key, k_col], k_full.index(s), keys.index(s))
             mbarrier.wait(v_empty.index(s), phase)
             mbarrier.expect(v_full.index(s), KEYS * VALUE * NUM_BYTES)
-            load_tile(v_desc, [key, v_col], v_full.index(s), values.index(s))
+            if PAST and tile < past_tiles:
+                load_tile(v_cache_desc, [slot, part * VALUE], v_full.index(s), values.index(s))
+            else:
+                load_tile(v_desc, [key, v_col], v_full.index(s), values.index(s))
             step += 1
 
 
 @gluon.jit
 def _softmax(
-    products, key, tokens, maximum, total, full_from, full_to, score_scale, window,
-    KEYS: gl.constexpr, WINDOW: gl.constexpr,
+    products, tile, past_tiles, start, first_key, tokens, maximum, total, full_from, full_to,
+    score_scale, window, PAST: gl.constexpr, KEYS: gl.constexpr, WINDOW: gl.constexpr,
 ):  # fmt: skip
-    """Weights of the tile that begins at `key`, and by how much what was summed before shrinks."""
-    if (key < full_from) | (key >= full_to):
+    """Weights of a tile of keys, and by how much what was summed before shrinks."""
+    # keys are counted as tokens are, from the first of those given; the past lies below 0
+    key = first_key + (tile - past_tiles) * KEYS
+    last = tokens  # that a row sees
+    masked = (key < full_from) | (key >= full_to)
+    if PAST and tile < past_tiles:
+        key = tile * KEYS - start
+        last = gl.full([ROWS], -1, gl.int32, layout=tokens.type.layout)
+        masked = key + KEYS > 0
+    if masked:
         at = key + gl.arange(0, KEYS, layout=gl.SliceLayout(0, products.type.layout))
-        visible = at[None, :] <= tokens[:, None]
+        visible = at[None, :] <= last[:, None]
         if WINDOW:
             visible = visible & (at[None, :] > tokens[:, None] - window)
         products = gl.where(visible, products, float("-inf"))
@@ -142,12 +171,26 @@ def _softmax(
 
 
 @gluon.jit
+def _clear_beyond(values, num_keys, KEYS: gl.constexpr, VALUE: gl.constexpr):
+    """Zero the slots that hold no past: their weight is 0, but they may hold NaN."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // VALUE, VALUE // 8], [4, 1], [1, 0])
+    PIECE: gl.constexpr = KEYS // 4  # a few registers
+    for first in gl.static_range(0, KEYS, PIECE):
+        piece = values.slice(first, PIECE)
+        rows = first + gl.arange(0, PIECE, layout=gl.SliceLayout(1, layout))
+        v = piece.load(layout)
+        piece.store(gl.where((rows < num_keys)[:, None], v, gl.zeros_like(v)))
+    fence_async_shared()
+    barrier()
+
+
+@gluon.jit
 def _attend(
-    y_desc, q, keys, values, q_full, q_empty, k_full, k_empty, v_full, v_empty, merge, merge_max,
-    merge_total, merge_full, merge_empty, out, rounds, num_tokens, score_scale, window,
-    GROUP: gl.constexpr, KV_HEADS: gl.constexpr, HEADS: gl.constexpr, PARTS: gl.constexpr,
-    KEYS: gl.constexpr, WINDOW: gl.constexpr, HEAD_DIM: gl.constexpr, VALUE: gl.constexpr,
-    STAGES: gl.constexpr, QUERIES: gl.constexpr,
+    y_desc, start_ptr, q, keys, values, q_full, q_empty, k_full, k_empty, v_full, v_empty, merge,
+    merge_max, merge_total, merge_full, merge_empty, out, rounds, num_tokens, score_scale, window,
+    GROUP: gl.constexpr, PAST: gl.constexpr, KV_HEADS: gl.constexpr, HEADS: gl.constexpr,
+    PARTS: gl.constexpr, KEYS: gl.constexpr, WINDOW: gl.constexpr, HEAD_DIM: gl.constexpr,
+    VALUE: gl.constexpr, STAGES: gl.constexpr, QUERIES: gl.constexpr,
 ):  # fmt: skip
     """Attend to every other tile of each block; group 0, which has no more of them, ends it."""
     dtype: gl.constexpr = q.dtype
@@ -159,10 +202,11 @@ def _attend(
     of_products: gl.constexpr = gl.SliceLayout(1, products_layout)
     of_sums: gl.constexpr = gl.SliceLayout(1, sums_layout)
     nothing = gl.zeros([ROWS, KEYS], gl.float32, layout=products_layout)
+    start, past_tiles = _past(start_ptr, PAST, KEYS)
     step = 0
     for round_ in range(rounds):
         kv_head, part, first_token, first_key, tiles = _block(
-            round_, num_tokens, window, KV_HEADS, HEADS, PARTS, KEYS, WINDOW
+            round_, num_tokens, window, past_tiles, KV_HEADS, HEADS, PARTS, KEYS, WINDOW
         )
         tokens = first_token + gl.arange(0, ROWS, layout=of_products) % TOKENS
         full_from = 0  # from here on, up to full_to, every row sees every key of a tile
@@ -183,32 +227,38 @@ def _attend(
             products = warpgroup_mma_wait(0, deps=[products])
             mbarrier.arrive(k_empty.index(s), count=1)
             weights, keep, maximum, total = _softmax(
-                products, first_key + BEGIN * KEYS, tokens, maximum, total, full_from, full_to,
-                score_scale, window, KEYS, WINDOW,
+                products, BEGIN, past_tiles, start, first_key, tokens, maximum, total, full_from,
+                full_to, score_scale, window, PAST, KEYS, WINDOW,
             )  # fmt: skip
             narrow = gl.convert_layout(weights.to(dtype), weights_layout)
+            held = start - BEGIN * KEYS  # of the tile, where it is one of the past
             for tile in range(BEGIN + 2, tiles, 2):
                 # this tile's products and the sum of the one before are made together
                 s_before = s
                 phase_before = phase
                 s = (step + tile) % STAGES
                 phase = (step + tile) // STAGES & 1
+                mbarrier.wait(v_full.index(s_before), phase_before)
+                if PAST and (held > 0) & (held < KEYS):
+                    _clear_beyond(values.index(s_before), held, KEYS, VALUE)
                 mbarrier.wait(k_full.index(s), phase)
                 k = keys.index(s).permute([1, 0])
                 products = warpgroup_mma(q.index(b), k, nothing, use_acc=False, is_async=True)
-                mbarrier.wait(v_full.index(s_before), phase_before)
                 acc = warpgroup_mma(narrow, values.index(s_before), acc, is_async=True)
                 products = warpgroup_mma_wait(1, deps=[products])
                 mbarrier.arrive(k_empty.index(s), count=1)
                 weights, keep, maximum, total = _softmax(
-                    products, first_key + tile * KEYS, tokens, maximum, total, full_from, full_to,
-                    score_scale, window, KEYS, WINDOW,
+                    products, tile, past_tiles, start, first_key, tokens, maximum, total,
+                    full_from, full_to, score_scale, window, PAST, KEYS, WINDOW,
                 )  # fmt: skip
                 acc = warpgroup_mma_wait(0, deps=[acc])
                 mbarrier.arrive(v_empty.index(s_before), count=1)
                 acc = acc * gl.convert_layout(keep, of_sums)[:, None]
                 narrow = gl.convert_layout(weights.to(dtype), weights_layout)
+                held = start - tile * KEYS
             mbarrier.wait(v_full.index(s), phase)
+            if PAST and (held > 0) & (held < KEYS):
+                _clear_beyond(values.index(s), held, KEYS, VALUE)
             acc = warpgroup_mma(narrow, values.index(s), acc, is_async=True)
             acc = warpgroup_mma_wait(0, deps=[acc])
             mbarrier.arrive(v_empty.index(s), count=1)
@@ -244,15 +294,20 @@ def _attend(
 
 
 # The number of tokens changes with every prompt: specialising on it would recompile in a request.
-@gluon.jit(do_not_specialize=["num_tokens"])
-def _fresh_attention_kernel(
+@gluon.jit(do_not_specialize=["num_tokens", "capacity"])
+def _split_attention_kernel(
     q_desc,
     k_desc,
     v_desc,
+    k_cache_desc,
+    v_cache_desc,
     y_desc,
+    start_ptr,
     num_tokens,
+    capacity,
     score_scale,
     window,
+    PAST: gl.constexpr,
     KV_HEADS: gl.constexpr,
     HEADS: gl.constexpr,
     PARTS: gl.constexpr,
@@ -298,33 +353,41 @@ def _fresh_attention_kernel(
     rounds = (_num_blocks(num_tokens, KV_HEADS, HEADS, PARTS) + programs - 1) // programs
     gl.warp_specialize(
         [
-            (_attend, (y_desc, q, keys, values, q_full, q_empty, k_full, k_empty, v_full, v_empty,
-                       merge, merge_max, merge_total, merge_full, merge_empty, out, rounds,
-                       num_tokens, score_scale, window, 0, KV_HEADS, HEADS, PARTS, KEYS, WINDOW,
-                       HEAD_DIM, VALUE, STAGES, QUERIES)),
-            (_attend, (y_desc, q, keys, values, q_full, q_empty, k_full, k_empty, v_full, v_empty,
-                       merge, merge_max, merge_total, merge_full, merge_empty, out, rounds,
-                       num_tokens, score_scale, window, 1, KV_HEADS, HEADS, PARTS, KEYS, WINDOW,
-                       HEAD_DIM, VALUE, STAGES, QUERIES)),
-            (_load, (q_desc, k_desc, v_desc, q, keys, values, q_full, q_empty, k_full, k_empty,
-                     v_full, v_empty, rounds, num_tokens, window, KV_HEADS, HEADS, PARTS, KEYS,
-                     WINDOW, HEAD_DIM, VALUE, STAGES, QUERIES)),
+            (_attend, (y_desc, start_ptr, q, keys, values, q_full, q_empty, k_full, k_empty,
+                       v_full, v_empty, merge, merge_max, merge_total, merge_full, merge_empty,
+                       out, rounds, num_tokens, score_scale, window, 0, PAST, KV_HEADS, HEADS,
+                       PARTS, KEYS, WINDOW, HEAD_DIM, VALUE, STAGES, QUERIES)),
+            (_attend, (y_desc, start_ptr, q, keys, values, q_full, q_empty, k_full, k_empty,
+                       v_full, v_empty, merge, merge_max, merge_total, merge_full, merge_empty,
+                       out, rounds, num_tokens, score_scale, window, 1, PAST, KV_HEADS, HEADS,
+                       PARTS, KEYS, WINDOW, HEAD_DIM, VALUE, STAGES, QUERIES)),
+            (_load, (q_desc, k_desc, v_desc, k_cache_desc, v_cache_desc, start_ptr, q, keys,
+                     values, q_full, q_empty, k_full, k_empty, v_full, v_empty, rounds,
+                     num_tokens, capacity, window, PAST, KV_HEADS, HEADS, PARTS, KEYS, WINDOW,
+                     HEAD_DIM, VALUE, STAGES, QUERIES)),
         ],
         [4, 1],
         [232, 40],  # registers of a thread
     )  # fmt: skip
 
 
-def launch_fresh_attention(
+def launch_split_attention(
     qkv: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    start: torch.Tensor,
     *,
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
     score_scale: float,
     window: int | None,
+    is_fresh: bool,
 ) -> torch.Tensor:
-    """Launch the kernel; returns y. `score_scale` is the first of `attention.score_scales`."""
+    """Launch the kernel; returns y. `score_scale` is the first of `attention.score_scales`.
+
+    Unless `is_fresh` there is no window, and the caches hold every past position in its slot.
+    """
     num_tokens, heads = qkv.shape[0], num_heads // num_kv_heads
     y = torch.empty((num_tokens, num_heads * head_dim), dtype=qkv.dtype, device=qkv.device)
     tile = TILES[head_dim]
@@ -332,14 +395,26 @@ def launch_fresh_attention(
     layout = gl.NVMMASharedLayout(128, 16, 2)
     num_blocks = triton.cdiv(num_tokens, tokens) * num_kv_heads * tile.value_parts
     rounds = triton.cdiv(num_blocks, num_multiprocessors(qkv.device))
-    _fresh_attention_kernel[(triton.cdiv(num_blocks, rounds),)](
+    k_desc = TensorDescriptor.from_tensor(qkv, [tile.keys, head_dim], layout)
+    v_desc = TensorDescriptor.from_tensor(qkv, [tile.keys, value], layout)
+    k_cache_desc, v_cache_desc = k_desc, v_desc
+    if not is_fresh:
+        slots = k_cache.flatten(0, 1), v_cache.flatten(0, 1)
+        k_cache_desc = TensorDescriptor.from_tensor(slots[0], [tile.keys, head_dim], layout)
+        v_cache_desc = TensorDescriptor.from_tensor(slots[1], [tile.keys, value], layout)
+    _split_attention_kernel[(triton.cdiv(num_blocks, rounds),)](
         TensorDescriptor.from_tensor(qkv, [tokens, head_dim], layout),
-        TensorDescriptor.from_tensor(qkv, [tile.keys, head_dim], layout),
-        TensorDescriptor.from_tensor(qkv, [tile.keys, value], layout),
+        k_desc,
+        v_desc,
+        k_cache_desc,
+        v_cache_desc,
         TensorDescriptor.from_tensor(y, [tokens, value], layout),
+        start,
         num_tokens,
+        k_cache.shape[1],
         score_scale,
         window or 0,
+        PAST=not is_fresh,
         KV_HEADS=num_kv_heads,
         HEADS=heads,
         PARTS=tile.value_parts,
