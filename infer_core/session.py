@@ -4,7 +4,7 @@ import ctypes
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -27,12 +27,13 @@ TOKEN_BYTES = 8  # an int64
 
 
 class GraphKey(NamedTuple):
-    """What a captured graph does: the last piece of a prompt, at `rows` rows, or a decode step.
+    """What a captured graph does: a piece of a prompt, at `rows` rows, or a decode step.
 
-    `is_fresh`: the piece is the whole prompt and nothing was cached before it.
+    `kind`: how it picks a token; None for the pieces before the last, which pick none.
+    `is_fresh`: the piece is the prompt's first and nothing was cached before it.
     """
 
-    kind: SamplingKind
+    kind: SamplingKind | None
     rows: int = 0
     is_fresh: bool = False
 
@@ -157,6 +158,10 @@ class Session:
         self._last = keep + (prompt_len - keep - 1) // piece * piece
         rows = min(bucket(prompt_len - self._last, smallest=PREFILL_ROWS), self._prefill_chunk)
         self._prompt_graph = GraphKey(self._kind, rows, is_fresh=self._last == 0)
+        self._piece_graphs = [
+            (start, GraphKey(None, piece, is_fresh=start == 0))
+            for start in range(keep, self._last, piece)
+        ]
 
     def prepare(self, *, make_room: Callable[[], None] | None = None) -> bool:
         """Capture the graphs the request needs; say whether any had to be captured.
@@ -164,15 +169,18 @@ class Session:
         `make_room` is called before the first one.
         """
         prompt, step = self._prompt_graph, GraphKey(self._kind)
-        if not self._use_graph or (step in self._graphs and prompt in self._graphs):
+        keys = {step, prompt, *(key for _, key in self._piece_graphs)}
+        if not self._use_graph or keys <= self._graphs.keys():
             return False
         if make_room is not None:
             make_room()
         self._num_written = 0  # unknown until prefill
         bodies: dict[GraphKey, Callable[[], None]] = {
             step: self._step,
-            prompt: lambda: self._prefill_last(prompt.rows, is_fresh=prompt.is_fresh),
+            prompt: partial(self._prefill_last, prompt.rows, is_fresh=prompt.is_fresh),
         }
+        for _, key in self._piece_graphs:  # after those: what a piece leaves is their logits
+            bodies[key] = partial(self._prefill_piece, is_fresh=key.is_fresh)
         for key, body in bodies.items():
             if key in self._graphs:
                 continue
@@ -182,6 +190,7 @@ class Session:
             self._post(keep, bytes(TOKEN_BYTES * (keep + 1)))
             self._inbox[:HEADER].copy_(self._outbox[:HEADER])
             self._position.fill_(keep)
+            self._start.fill_(keep)
             self._graphs[key] = self._capture(body), self.logits
         return True
 
@@ -199,12 +208,12 @@ class Session:
             self._sampler.begin(
                 self._sampling, self._sequence[:num_tokens], max_new_tokens=max_new_tokens
             )
-        for start in range(self._keep, last, self._prefill_chunk):
+        for start, piece in self._piece_graphs:
             self._start.fill_(start)
-            tokens = self._sequence[start : start + self._prefill_chunk]
-            # only the last piece has a row whose logits anybody wants: here any row will do
-            any_row = self._last_row
-            self.decoder.hidden(tokens, Piece(self.cache, self._start, None, True, False, any_row))
+            if piece in self._graphs:
+                self._replay(piece)  # leaves what logits there were
+            else:
+                self._prefill_piece(is_fresh=piece.is_fresh)
         if key in self._graphs:
             self._replay(key)
         else:
@@ -334,6 +343,16 @@ class Session:
         struct.pack_into("4q", self._mail, 0, start, end - start, end - 1 - start, end - 1)
         begin = TOKEN_BYTES * HEADER
         self._mail[begin : begin + len(prompt)] = prompt
+
+    def _prefill_piece(self, *, is_fresh: bool) -> None:
+        """Run a piece before the last, which is whole. Capturable, as `_prefill_last` is."""
+        tokens = self._sequence[: self._prefill_chunk]
+        if not is_fresh:
+            rows = torch.arange(self._prefill_chunk, device=self._device)
+            tokens = self._sequence[self._start + rows]
+        # only the last piece has a row whose logits anybody wants: here any row will do
+        any_row = self._last_row
+        self.decoder.hidden(tokens, Piece(self.cache, self._start, None, True, is_fresh, any_row))
 
     def _prefill_last(self, num_rows: int, *, is_fresh: bool, from_host: bool = True) -> None:
         """Run the last piece of a prompt at `num_rows` rows, padding included, and pick.

@@ -67,9 +67,10 @@ class CapturingSession(Session):
 
 
 def test_requests_with_graphs_give_the_tokens_of_those_without(monkeypatch):
-    # lengths of one bucket and of others, in one piece and in two, greedy and not, and again
-    requests = [(length, temperature) for length in (5, 9, 40, 75) for temperature in (0.0, 1.2)]
-    spec = toy_spec()
+    # lengths of one bucket and of others, in one piece, two and four, greedy and not, and again
+    lengths = (5, 9, 40, 75, 200)
+    requests = [(length, temperature) for length in lengths for temperature in (0.0, 1.2)]
+    spec = toy_spec(max_context=512)
     parameters = dummy_weights(spec, device="cpu", dtype=torch.float32)
 
     def tokens(engine, length, temperature):
@@ -86,8 +87,9 @@ def test_requests_with_graphs_give_the_tokens_of_those_without(monkeypatch):
 
     for _ in range(2):
         assert [tokens(captured, *request) for request in requests] == expected
-    # contexts 64 (prompts 5, 9 and 40) and 128 (75): of each kind a step, and a graph a prompt size
-    assert len(CapturingSession.captures) == 2 * (1 + 2 + 1 + 1)
+    # contexts 64 (prompts 5, 9 and 40), 128 (75) and 256 (200): of both kinds of pick a step, and a
+    # graph a prompt size; for either kind the first piece of 75 and 200, and one for those between
+    assert len(CapturingSession.captures) == 2 * (1 + 2 + 1 + 1 + 1 + 1) + 1 + 2
 
 
 def graph_pools():
