@@ -185,12 +185,11 @@ class Session:
             if key in self._graphs:
                 continue
             self._sampler.begin(self._sampling, self._sequence[:1], max_new_tokens=1)
-            # the first position that prefill is going to write anyhow
+            # one token, at the first position that prefill is going to write anyhow
             keep = self._keep
             self._post(keep, bytes(TOKEN_BYTES * (keep + 1)))
             self._inbox[:HEADER].copy_(self._outbox[:HEADER])
-            self._position.fill_(keep)
-            self._start.fill_(keep)
+            self._control.copy_(self._inbox[:HEADER])
             self._graphs[key] = self._capture(body), self.logits
         return True
 
@@ -210,6 +209,7 @@ class Session:
             )
         for start, piece in self._piece_graphs:
             self._start.fill_(start)
+            self._count.fill_(piece.rows)
             if piece in self._graphs:
                 self._replay(piece)  # leaves what logits there were
             else:
@@ -345,14 +345,19 @@ class Session:
         self._mail[begin : begin + len(prompt)] = prompt
 
     def _prefill_piece(self, *, is_fresh: bool) -> None:
-        """Run a piece before the last, which is whole. Capturable, as `_prefill_last` is."""
+        """Run a piece before the last, which is whole. Capturable, as `_prefill_last` is.
+
+        How many rows count is on the device nevertheless: a capture runs it for one token, since
+        more would take slots of a ring from the tokens that are kept.
+        """
         tokens = self._sequence[: self._prefill_chunk]
         if not is_fresh:
             rows = torch.arange(self._prefill_chunk, device=self._device)
             tokens = self._sequence[self._start + rows]
         # only the last piece has a row whose logits anybody wants: here any row will do
         any_row = self._last_row
-        self.decoder.hidden(tokens, Piece(self.cache, self._start, None, True, is_fresh, any_row))
+        piece = Piece(self.cache, self._start, self._count, True, is_fresh, any_row)
+        self.decoder.hidden(tokens, piece)
 
     def _prefill_last(self, num_rows: int, *, is_fresh: bool, from_host: bool = True) -> None:
         """Run the last piece of a prompt at `num_rows` rows, padding included, and pick.

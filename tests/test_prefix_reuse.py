@@ -201,9 +201,10 @@ def capturing(device, monkeypatch):
     return device
 
 
+@pytest.mark.parametrize("prefill_chunk", [2048, 16], ids=["one-piece", "several"])
 @pytest.mark.parametrize("sizes", SPECS.values(), ids=SPECS.keys())
-def test_captures_and_running_ahead_leave_the_cache_as_it_was(capturing, sizes):
-    engine = engine_of(toy_spec(**sizes), capturing)
+def test_captures_and_running_ahead_leave_the_cache_as_it_was(capturing, sizes, prefill_chunk):
+    engine = engine_of(toy_spec(**sizes), capturing, prefill_chunk=prefill_chunk)
     plain = engine_of(toy_spec(**sizes), capturing, cuda_graph=False)
     prompt, in_cache = ids(11), 0
     # prompts of different buckets and kinds of sampling, so that each turn captures anew
