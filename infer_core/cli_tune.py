@@ -81,7 +81,8 @@ def _tune(
     claim_of_model(spec, dtype_name, gpu, context=context, prefill_chunk=PREFILL_CHUNK).check()
     torch_dtype = getattr(torch, dtype_name)
     gpu_name = torch.cuda.get_device_name(gpu)
-    note(f"{name}, {dtype_name}, on {gpu_name}: timing decode steps, {budget_s:.0f} s or less")
+    what = f"timing decode steps, about {budget_s:.0f} s at most"
+    note(f"{name}, {dtype_name}, on {gpu_name}: {what}")
 
     timer = StepTimer(spec, context=context, dtype=torch_dtype, device=gpu)
     built_in = default_tiles(spec, num_multiprocessors(gpu))
@@ -94,11 +95,13 @@ def _tune(
         if before[kind] != after[kind]:
             print(f"  {kind:<9} {_numbers(before[kind])} -> {_numbers(after[kind])}")
     key = tiles_key(spec, torch_dtype, gpu_name)
-    if keep and result.gain > 0:
+    num_rounds = len(result.rounds)
+    if keep and result.wins == num_rounds:
         print(f"kept in {save_tiles(key, result.tiles)}")
     elif keep:
         forget_tiles(key)  # of an earlier run
-        print("the built-in tiles are as fast: nothing to keep")
+        why = f": faster in {result.wins} of {num_rounds} rounds only" if num_rounds > 1 else ""
+        print(f"the built-in tiles are as fast: nothing to keep{why}")
 
 
 def _numbers(tile: dict[str, int]) -> str:

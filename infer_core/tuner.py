@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from infer_core.chain_tiles import ChainTiles
 from infer_core.kernels.chain_types import AttentionTile, Tile
 from infer_core.specs import ModelSpec
 from infer_core.user_cache import cache_folder, write_whole
+
+ROUNDS = 5  # of a comparison
 
 # (rows, warps, per_sm) and (elements, warps): what won or came close on an H200, widths 1152-8192
 LINEAR = tuple(
@@ -93,28 +96,54 @@ def forget_tiles(key: dict[str, Any], folder: Path | None = None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Times of a step with the built-in and with the tuned tiles, measured one after the other."""
+    """Times of a step with the built-in and with the tuned tiles, in turns.
+
+    `rounds`: (built-in, tuned) of each round.
+    """
 
     tiles: ChainTiles
-    built_in_time: float
-    tuned_time: float
+    rounds: tuple[tuple[float, float], ...]
+
+    @property
+    def built_in_time(self) -> float:
+        """The median of the rounds."""
+        return median(before for before, _ in self.rounds)
+
+    @property
+    def tuned_time(self) -> float:
+        """The median of the rounds."""
+        return median(after for _, after in self.rounds)
 
     @property
     def gain(self) -> float:
-        """By which part more steps fit in a second."""
-        return self.built_in_time / self.tuned_time - 1
+        """By which part more steps fit in a second: the median of the rounds."""
+        return median(before / after for before, after in self.rounds) - 1
+
+    @property
+    def wins(self) -> int:
+        """Rounds that the tuned tiles won; all of them by chance once in 32 times."""
+        return sum(after < before for before, after in self.rounds)
 
 
 def compare(
     built_in: ChainTiles, measure: Callable[[ChainTiles], float], *, budget_s: float
 ) -> Comparison:
-    """Tune, then time what came of it and the built-in tiles once more.
+    """Tune, then time what came of it and the built-in tiles once more, in turns.
 
-    The times met while tuning are the least of many, so that luck makes them look better.
+    The times met while tuning are the least of many, so that luck makes them look better; and a
+    GPU that gets warmer slows down whatever comes second, so that each comes first in its turn.
     """
     tiles, _ = tune(built_in, measure, budget_s=budget_s)
-    before = measure(built_in)
-    return Comparison(tiles, before, before if tiles == built_in else measure(tiles))
+    if tiles == built_in:
+        return Comparison(tiles, ((measure(built_in),) * 2,))
+    rounds = []
+    for index in range(ROUNDS):
+        if index % 2 == 0:
+            before, after = measure(built_in), measure(tiles)
+        else:
+            after, before = measure(tiles), measure(built_in)
+        rounds.append((before, after))
+    return Comparison(tiles, tuple(rounds))
 
 
 def tune(

@@ -7,7 +7,7 @@ from toy_specs import toy_spec
 
 from infer_core.chain_tiles import default_tiles
 from infer_core.kernels.chain_types import Tile
-from infer_core.tuner import load_tiles, save_tiles, tiles_key, tune
+from infer_core.tuner import compare, load_tiles, save_tiles, tiles_key, tune
 
 TILES = default_tiles(toy_spec(), num_sms=4)
 
@@ -75,6 +75,28 @@ def test_tuning_keeps_what_is_faster_and_skips_what_does_not_fit():
     tiles, time = tune(TILES, measure)
 
     assert (tiles.attn_out, tiles.qkv, time) == (wanted, wanted, 7.0)
+
+
+def test_a_gpu_that_slows_down_is_not_held_against_the_tuned_tiles():
+    wanted, calls = Tile(4, 8, 2), []
+
+    def measure(tiles):
+        calls.append(tiles)
+        return 10.0 - (tiles.qkv == wanted) + 0.01 * len(calls)
+
+    result = compare(TILES, measure, budget_s=60.0)
+
+    assert result.tiles.qkv == wanted
+    assert (result.wins, len(result.rounds)) == (5, 5)
+    firsts = [tiles == TILES for tiles in calls[-10::2]]
+    assert firsts == [True, False, True, False, True]
+    assert result.gain == pytest.approx(result.built_in_time / result.tuned_time - 1, rel=0.02)
+
+
+def test_built_in_tiles_that_nothing_beats_are_timed_once_more_alone():
+    result = compare(TILES, lambda tiles: 7.0, budget_s=60.0)
+
+    assert (result.tiles, result.rounds, result.wins) == (TILES, ((7.0, 7.0),), 0)
 
 
 def test_tuning_without_time_keeps_the_start():
